@@ -1,0 +1,200 @@
+//! Clusters: how endpoints are found, chosen and spoken to.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Name;
+use super::endpoint::LoadAssignment;
+
+/// An Envoy cluster.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// Unique among the clusters of a view.
+    pub name: Name,
+    /// Where the endpoints come from.
+    pub discovery: Discovery,
+    /// How one is chosen.
+    pub lb: LbPolicy,
+    /// Below this share of healthy endpoints, all are used (percent, default 50; 0 disables).
+    pub panic_threshold_percent: f64,
+    /// Locality weights are honoured (`locality_weighted_lb_config`).
+    pub locality_weighted: bool,
+    /// A TCP connect must be done by then. Envoy's default is 5 s.
+    pub connect_timeout: Duration,
+    /// What the upstream speaks.
+    pub protocol: UpstreamProtocol,
+    /// Limits per priority.
+    pub circuit_breakers: CircuitBreakers,
+    /// A connection is closed after that many requests.
+    pub max_requests_per_connection: Option<u32>,
+    /// Idle pooled connections close after this. Envoy's default is 1 h; `None` is never.
+    pub idle_timeout: Option<Duration>,
+    /// TCP keepalive of upstream sockets.
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Upstream sockets bind to this source address (Istio: `127.0.0.6` on inbound).
+    pub source_address: Option<IpAddr>,
+    /// Upstream connections are encrypted like this.
+    pub transport: UpstreamTransport,
+    /// Connections to an endpoint that leaves the cluster are closed at once instead of when
+    /// they end by themselves.
+    pub close_connections_on_host_removal: bool,
+}
+
+/// How an upstream connection is secured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UpstreamTransport {
+    /// No TLS.
+    Plain,
+}
+
+/// Envoy's discovery types.
+#[derive(Debug, Clone)]
+pub enum Discovery {
+    /// Literal addresses in the cluster.
+    Static(Arc<LoadAssignment>),
+    /// Endpoints of this name from EDS or the file.
+    Eds {
+        /// `service_name`, or the cluster's name.
+        service_name: Name,
+    },
+    /// Every address every name resolves to is an endpoint.
+    StrictDns {
+        /// The names.
+        assignment: Arc<LoadAssignment>,
+        /// How they are resolved.
+        dns: DnsOptions,
+    },
+    /// One endpoint, whose address is the first one resolved when connecting.
+    LogicalDns {
+        /// Exactly one name.
+        assignment: Arc<LoadAssignment>,
+        /// How it is resolved.
+        dns: DnsOptions,
+    },
+    /// The connection's original destination.
+    OriginalDst(OriginalDst),
+}
+
+/// How names are resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsOptions {
+    /// Time between resolutions (default 5 s).
+    pub refresh_rate: Duration,
+    /// The records' TTL is used instead.
+    pub respect_ttl: bool,
+    /// Which addresses are asked for.
+    pub lookup_family: DnsLookupFamily,
+}
+
+/// Envoy's `DnsLookupFamily`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum DnsLookupFamily {
+    /// IPv6, else IPv4 (Envoy's default).
+    #[default]
+    Auto,
+    /// Only IPv4.
+    V4Only,
+    /// Only IPv6.
+    V6Only,
+    /// IPv4, else IPv6.
+    V4Preferred,
+    /// Both.
+    All,
+}
+
+/// Options of an ORIGINAL_DST cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OriginalDst {
+    /// A request header may name the destination (`x-envoy-original-dst-host` by default).
+    pub http_header: Option<http::HeaderName>,
+    /// The destination's port is replaced.
+    pub port_override: Option<u16>,
+}
+
+/// Load-balancing policies.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum LbPolicy {
+    /// Weighted round robin.
+    #[default]
+    RoundRobin,
+    /// Weighted random.
+    Random,
+    /// Power of `choice_count` choices on active requests.
+    LeastRequest {
+        /// At least 2 (Envoy's default).
+        choice_count: u32,
+    },
+    /// Only for ORIGINAL_DST clusters.
+    ClusterProvided,
+}
+
+/// What an upstream speaks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1 (`explicit_http_config.http_protocol_options`, the default).
+    Http1,
+    /// HTTP/2 prior knowledge (`http2_protocol_options`).
+    Http2(Http2Options),
+    /// The downstream's protocol (`use_downstream_protocol_config`).
+    Downstream(Http2Options),
+}
+
+/// HTTP/2 limits of an upstream connection. `None` leaves Envoy's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Http2Options {
+    /// Most concurrent streams on a connection.
+    pub max_concurrent_streams: Option<u32>,
+    /// Stream window in bytes.
+    pub initial_stream_window_bytes: Option<u32>,
+    /// Connection window in bytes.
+    pub initial_connection_window_bytes: Option<u32>,
+}
+
+/// Envoy's circuit breakers; the defaults are Envoy's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CircuitBreakers {
+    /// Thresholds of the default priority.
+    pub default: Thresholds,
+    /// Thresholds of high-priority routes.
+    pub high: Thresholds,
+}
+
+/// Limits of one priority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Thresholds {
+    /// Most connections (default 1024).
+    pub max_connections: u32,
+    /// Most requests waiting for a connection (default 1024).
+    pub max_pending_requests: u32,
+    /// Most active requests (default 1024).
+    pub max_requests: u32,
+    /// Most active retries (default 3).
+    pub max_retries: u32,
+    /// Whether any was configured: limits that only the agent can enforce keep a service from
+    /// being balanced in the kernel.
+    pub configured: bool,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            max_connections: 1024,
+            max_pending_requests: 1024,
+            max_requests: 1024,
+            max_retries: 3,
+            configured: false,
+        }
+    }
+}
+
+/// Envoy's `TcpKeepalive`. `None` leaves the kernel's setting.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TcpKeepalive {
+    /// Probes before the connection is dead.
+    pub probes: Option<u32>,
+    /// Idle time before the first probe.
+    pub time: Option<Duration>,
+    /// Time between probes.
+    pub interval: Option<Duration>,
+}

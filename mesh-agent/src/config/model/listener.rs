@@ -1,0 +1,293 @@
+//! Listeners, filter chains and their terminal filters.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::Name;
+use super::route::{RouteConfiguration, WeightedCluster};
+
+/// An Envoy listener.
+///
+/// The kernel programs catch connections, so a listener never binds a socket of the node: it is
+/// selected by the original destination of a caught connection, as Envoy does under
+/// `use_original_dst` with `bind_to_port: false`.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    /// Unique among the listeners of a view.
+    pub name: Name,
+    /// `address` and `additional_addresses`.
+    pub addresses: Vec<ListenAddress>,
+    /// From the client pod's (outbound) or the server pod's (inbound) point of view.
+    pub direction: TrafficDirection,
+    /// This listener only hands connections to the one whose address is the original
+    /// destination; its own chains serve what no other listener takes (`virtualOutbound`).
+    pub use_original_dst: bool,
+    /// In order of the configuration; selected by Envoy's most-specific rule.
+    pub filter_chains: Vec<FilterChain>,
+    /// Serves connections no chain matches.
+    pub default_filter_chain: Option<FilterChain>,
+    /// What must be sniffed before a chain is selected.
+    pub inspect: Inspectors,
+    /// How long sniffing may take; `None` is without limit (Envoy: 0 disables it). Default 15 s.
+    pub listener_filters_timeout: Option<Duration>,
+    /// Go on without the sniffed facts after the timeout instead of closing.
+    pub continue_on_listener_filters_timeout: bool,
+}
+
+/// An address a listener answers for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ListenAddress {
+    /// `0.0.0.0` or `::` stand for every address of that family.
+    pub ip: IpAddr,
+    /// The port; 0 stands for every port.
+    pub port: u16,
+}
+
+/// Which side of a connection a listener serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TrafficDirection {
+    /// Connections pods make. Also what `UNSPECIFIED` means here.
+    #[default]
+    Outbound,
+    /// Connections pods receive.
+    Inbound,
+}
+
+/// The listener filters that look at the first bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Inspectors {
+    /// `envoy.filters.listener.tls_inspector`
+    pub tls: bool,
+    /// `envoy.filters.listener.http_inspector`
+    pub http: bool,
+}
+
+/// A filter chain: a match and what serves the connections that match.
+#[derive(Debug, Clone)]
+pub struct FilterChain {
+    /// Empty when the configuration gives none.
+    pub name: Name,
+    /// Which connections it takes.
+    pub matcher: FilterChainMatch,
+    /// The terminal filter.
+    pub terminal: Terminal,
+    /// How the downstream speaks.
+    pub transport: DownstreamTransport,
+}
+
+/// Envoy's `FilterChainMatch`. An empty list matches everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FilterChainMatch {
+    /// The original destination's port.
+    pub destination_port: Option<u16>,
+    /// The original destination's address.
+    pub prefix_ranges: Vec<IpNet>,
+    /// SNI: exact names or `*.suffix`, lower case.
+    pub server_names: Vec<Arc<str>>,
+    /// `raw_buffer` or `tls`.
+    pub transport_protocol: Option<Arc<str>>,
+    /// ALPN or sniffed protocols (`http/1.1`, `h2c`, `istio`...).
+    pub application_protocols: Vec<Arc<str>>,
+    /// The directly connected peer's address.
+    pub direct_source_prefix_ranges: Vec<IpNet>,
+    /// Where the connection comes from.
+    pub source_type: SourceType,
+    /// The source address.
+    pub source_prefix_ranges: Vec<IpNet>,
+    /// The source port.
+    pub source_ports: Vec<u16>,
+}
+
+/// Envoy's `ConnectionSourceType`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SourceType {
+    /// Anywhere.
+    #[default]
+    Any,
+    /// The same address or loopback.
+    SameIpOrLoopback,
+    /// Another host.
+    External,
+}
+
+/// The filter that ends a chain.
+#[derive(Debug, Clone)]
+pub enum Terminal {
+    /// `envoy.filters.network.tcp_proxy`
+    Tcp(Arc<TcpProxy>),
+    /// `envoy.filters.network.http_connection_manager`
+    Http(Arc<HttpConnectionManager>),
+}
+
+/// How the downstream connection is secured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DownstreamTransport {
+    /// No TLS terminated here.
+    Plain,
+}
+
+/// Envoy's `TcpProxy`.
+#[derive(Debug, Clone)]
+pub struct TcpProxy {
+    /// Prefix of the statistics.
+    pub stat_prefix: Name,
+    /// One cluster, or several by weight. Never empty; weights sum to more than 0.
+    pub clusters: Vec<TcpWeightedCluster>,
+    /// Closes a connection without bytes either way. Envoy's default is 1 h; `None` is never.
+    pub idle_timeout: Option<Duration>,
+    /// How often a connect is tried. At least 1.
+    pub max_connect_attempts: u32,
+}
+
+/// A destination of a [`TcpProxy`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcpWeightedCluster {
+    /// The cluster.
+    pub cluster: Name,
+    /// Its share of the sum of weights.
+    pub weight: u32,
+}
+
+/// Envoy's `HttpConnectionManager`.
+#[derive(Debug, Clone)]
+pub struct HttpConnectionManager {
+    /// Prefix of the statistics.
+    pub stat_prefix: Name,
+    /// What the downstream may speak.
+    pub codec: Codec,
+    /// Where the routes are.
+    pub routes: RouteSource,
+    /// `server` header written to responses (`server_name`, default `envoy`).
+    pub server_name: Arc<str>,
+    /// What happens to an upstream's `server` header.
+    pub server_header: ServerHeader,
+    /// `x-forwarded-for` gets the downstream address and `x-forwarded-proto` etc. follow the
+    /// edge rules.
+    pub use_remote_address: bool,
+    /// Do not append to `x-forwarded-for` although `use_remote_address`.
+    pub skip_xff_append: bool,
+    /// Proxies between the client and us whose `x-forwarded-for` entries are trusted.
+    pub xff_num_trusted_hops: u32,
+    /// A fresh `x-request-id` is made when the request has none (default true).
+    pub generate_request_id: bool,
+    /// A request's own `x-request-id` is kept even at the edge.
+    pub preserve_external_request_id: bool,
+    /// `x-request-id` is copied to the response.
+    pub always_set_request_id_in_response: bool,
+    /// A stream without activity ends after this. Envoy's default is 5 min; `None` is never.
+    pub stream_idle_timeout: Option<Duration>,
+    /// The whole request must have arrived by then. `None` is never.
+    pub request_timeout: Option<Duration>,
+    /// The request's headers must have arrived by then. `None` is never.
+    pub request_headers_timeout: Option<Duration>,
+    /// A connection without streams is closed after this. Envoy's default is 1 h.
+    pub idle_timeout: Option<Duration>,
+    /// A connection is drained after this age.
+    pub max_connection_duration: Option<Duration>,
+    /// A connection is drained after that many requests; `None` is without limit.
+    pub max_requests_per_connection: Option<u32>,
+    /// Largest header block accepted, in KiB (default 60).
+    pub max_request_headers_kib: u32,
+    /// Most headers accepted (default 100).
+    pub max_headers_count: u32,
+    /// Largest number of concurrent HTTP/2 streams (Envoy 1.40: 1024 by default).
+    pub max_concurrent_streams: u32,
+    /// Upgrades allowed for all routes (`websocket`, `CONNECT`), lower case.
+    pub upgrades: Vec<Arc<str>>,
+    /// Path normalisation (RFC 3986) before matching.
+    pub normalize_path: bool,
+    /// `//` becomes `/` before matching.
+    pub merge_slashes: bool,
+    /// Port is dropped from `:authority` before matching.
+    pub strip_port: StripPort,
+    /// HTTP/1.0 requests are served (Envoy: `accept_http_10`).
+    pub accept_http_10: bool,
+    /// Host for HTTP/1.0 requests without one.
+    pub default_host_for_http_10: Option<Arc<str>>,
+    /// `via` appended to requests and responses.
+    pub via: Option<Arc<str>>,
+    /// How long a draining HTTP/2 connection lives between the two GOAWAYs (default 5 s).
+    pub drain_timeout: Duration,
+    /// Weighted clusters referenced inline, kept for dependency checks.
+    pub http_filters: Vec<HttpFilter>,
+}
+
+/// A configured HTTP filter that is not the router.
+#[derive(Debug, Clone)]
+pub struct HttpFilter {
+    /// Its name in the chain, which per-route configuration refers to.
+    pub name: Name,
+    /// What it does.
+    pub kind: HttpFilterKind,
+}
+
+/// The HTTP filters the agent knows.
+#[derive(Debug, Clone)]
+pub enum HttpFilterKind {
+    /// Accepted and without effect here (for example `istio.metadata_exchange`).
+    Ignored,
+}
+
+/// Envoy's codec type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Codec {
+    /// HTTP/2 when the client preface says so, else HTTP/1.
+    #[default]
+    Auto,
+    /// Only HTTP/1.
+    Http1,
+    /// Only HTTP/2.
+    Http2,
+}
+
+/// Envoy's `ServerHeaderTransformation`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ServerHeader {
+    /// Always ours.
+    #[default]
+    Overwrite,
+    /// Ours when the upstream sent none.
+    AppendIfAbsent,
+    /// The upstream's, or none.
+    PassThrough,
+}
+
+/// Which port is removed from the host header before routing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StripPort {
+    /// None.
+    #[default]
+    No,
+    /// The one equal to the listener's (`strip_matching_host_port`).
+    Matching,
+    /// Every one (`strip_any_host_port`).
+    Any,
+}
+
+/// Where a connection manager's routes come from.
+#[derive(Debug, Clone)]
+pub enum RouteSource {
+    /// `route_config`
+    Inline(Arc<RouteConfiguration>),
+    /// `rds`: the route configuration of that name.
+    Rds(Name),
+}
+
+impl TcpProxy {
+    /// Sum of the clusters' weights.
+    pub fn total_weight(&self) -> u64 {
+        self.clusters
+            .iter()
+            .map(|cluster| u64::from(cluster.weight))
+            .sum()
+    }
+}
+
+impl From<&TcpWeightedCluster> for WeightedCluster {
+    fn from(cluster: &TcpWeightedCluster) -> Self {
+        Self::plain(cluster.cluster.clone(), cluster.weight)
+    }
+}

@@ -1,0 +1,160 @@
+//! Matchers that several resources share: strings, headers, query parameters.
+
+use std::sync::Arc;
+
+use http::HeaderName;
+use regex_automata::meta::Regex;
+
+/// Envoy's `StringMatcher` (`envoy.type.matcher.v3`).
+#[derive(Debug, Clone)]
+pub enum StringMatcher {
+    /// Equal. Lower-cased when `ignore_case`.
+    Exact {
+        /// The text to equal.
+        value: Arc<str>,
+        /// Compare ASCII-case-insensitively.
+        ignore_case: bool,
+    },
+    /// Starts with.
+    Prefix {
+        /// The text to start with.
+        value: Arc<str>,
+        /// Compare ASCII-case-insensitively.
+        ignore_case: bool,
+    },
+    /// Ends with.
+    Suffix {
+        /// The text to end with.
+        value: Arc<str>,
+        /// Compare ASCII-case-insensitively.
+        ignore_case: bool,
+    },
+    /// Contains.
+    Contains {
+        /// The text to contain.
+        value: Arc<str>,
+        /// Compare ASCII-case-insensitively.
+        ignore_case: bool,
+    },
+    /// Matches the whole string (RE2 full match: Envoy anchors both ends).
+    Regex(SafeRegex),
+}
+
+/// A regex that must match the whole input, as Envoy's `safe_regex`.
+#[derive(Debug, Clone)]
+pub struct SafeRegex {
+    /// As configured, for display.
+    pub source: Arc<str>,
+    /// Compiled from `^(?:source)$`, so a match is a full match.
+    pub full: Regex,
+}
+
+impl SafeRegex {
+    /// Whether the whole of `text` matches.
+    pub fn is_full_match(&self, text: &[u8]) -> bool {
+        self.full.is_match(text)
+    }
+}
+
+impl StringMatcher {
+    /// Whether `text` matches.
+    pub fn matches(&self, text: &str) -> bool {
+        match self {
+            Self::Exact {
+                value,
+                ignore_case: false,
+            } => text == &**value,
+            Self::Exact {
+                value,
+                ignore_case: true,
+            } => text.eq_ignore_ascii_case(value),
+            Self::Prefix {
+                value,
+                ignore_case: false,
+            } => text.starts_with(&**value),
+            Self::Prefix {
+                value,
+                ignore_case: true,
+            } => {
+                let (text, value) = (text.as_bytes(), value.as_bytes());
+                text.len() >= value.len() && text[..value.len()].eq_ignore_ascii_case(value)
+            }
+            Self::Suffix {
+                value,
+                ignore_case: false,
+            } => text.ends_with(&**value),
+            Self::Suffix {
+                value,
+                ignore_case: true,
+            } => {
+                let (text, value) = (text.as_bytes(), value.as_bytes());
+                text.len() >= value.len()
+                    && text[text.len() - value.len()..].eq_ignore_ascii_case(value)
+            }
+            Self::Contains {
+                value,
+                ignore_case: false,
+            } => text.contains(&**value),
+            Self::Contains {
+                value,
+                ignore_case: true,
+            } => text
+                .to_ascii_lowercase()
+                .contains(&value.to_ascii_lowercase()),
+            Self::Regex(regex) => regex.is_full_match(text.as_bytes()),
+        }
+    }
+}
+
+/// Envoy's `HeaderMatcher` (`envoy.config.route.v3`).
+#[derive(Debug, Clone)]
+pub struct HeaderMatcher {
+    /// The header looked at: a name, or a pseudo-header.
+    pub name: HeaderKey,
+    /// What its value must be.
+    pub condition: HeaderCondition,
+    /// The result is inverted.
+    pub invert: bool,
+    /// A missing header counts as an empty value instead of a mismatch.
+    pub treat_missing_as_empty: bool,
+}
+
+/// A header as matchers and formatters name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderKey {
+    /// `:method`
+    Method,
+    /// `:path` (with the query string)
+    Path,
+    /// `:authority`
+    Authority,
+    /// `:scheme`
+    Scheme,
+    /// A regular header.
+    Header(HeaderName),
+}
+
+/// What a header's value must be.
+#[derive(Debug, Clone)]
+pub enum HeaderCondition {
+    /// Present (`true`) or absent (`false`).
+    Present(bool),
+    /// The value (several are joined by a comma, as Envoy does) matches.
+    Value(StringMatcher),
+    /// A base-10 integer in `[start, end)`.
+    Range {
+        /// Inclusive.
+        start: i64,
+        /// Exclusive.
+        end: i64,
+    },
+}
+
+/// Envoy's `QueryParameterMatcher`.
+#[derive(Debug, Clone)]
+pub struct QueryMatcher {
+    /// The parameter's name.
+    pub name: Arc<str>,
+    /// `None`: it only has to be present.
+    pub value: Option<StringMatcher>,
+}

@@ -1,0 +1,75 @@
+//! The validated configuration model: what the rest of the agent reads.
+//!
+//! One value here stands for one xDS resource. References to other resources (a route's cluster,
+//! a listener's RDS name) are names; [`crate::snapshot`] resolves them. Whatever can be compiled
+//! once per configuration (regexes, header names, percentages) is compiled here, so that nothing
+//! is left to do per request.
+
+pub mod cluster;
+pub mod endpoint;
+pub mod headers;
+pub mod listener;
+pub mod matcher;
+pub mod route;
+pub mod workload;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+/// A resource's name, shared by everything that refers to it.
+pub type Name = Arc<str>;
+
+/// An address as configured: a literal socket address or a host name to resolve.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// A literal IP address and port.
+    Socket(SocketAddr),
+    /// A DNS name and port (STRICT_DNS, LOGICAL_DNS clusters).
+    Hostname {
+        /// The DNS name.
+        host: Arc<str>,
+        /// The port.
+        port: u16,
+    },
+}
+
+impl Address {
+    /// The literal address, if it is one.
+    pub fn socket(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Socket(address) => Some(*address),
+            Self::Hostname { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(address) => address.fmt(f),
+            Self::Hostname { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// Makes `::ffff:a.b.c.d` into `a.b.c.d`; leaves every other address alone.
+pub fn canonical(ip: IpAddr) -> IpAddr {
+    ip.to_canonical()
+}
+
+/// A share of traffic, as Envoy's `FractionalPercent` or `RuntimeFractionalPercent` default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fraction {
+    /// How many of `denominator`.
+    pub numerator: u32,
+    /// 100, 10,000 or 1,000,000.
+    pub denominator: u32,
+}
+
+impl Fraction {
+    /// Whether a uniformly random value falls into the share.
+    pub fn holds(self, random: u64) -> bool {
+        random % u64::from(self.denominator) < u64::from(self.numerator)
+    }
+}

@@ -1,0 +1,272 @@
+//! Route configurations: virtual hosts, routes and their actions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+
+use super::headers::HeaderMutations;
+use super::matcher::{HeaderMatcher, QueryMatcher, SafeRegex};
+use super::{Fraction, Name};
+
+/// Envoy's `RouteConfiguration`.
+#[derive(Debug, Clone)]
+pub struct RouteConfiguration {
+    /// Unique among the route configurations of a view; may be empty when inline.
+    pub name: Name,
+    /// In order of the configuration; selected by domain (exact, suffix, prefix, `*`).
+    pub virtual_hosts: Vec<Arc<VirtualHost>>,
+    /// Mutations of every request.
+    pub request_headers: HeaderMutations,
+    /// Mutations of every response.
+    pub response_headers: HeaderMutations,
+    /// Header mutations run from the least specific level to the most specific one.
+    pub most_specific_header_mutations_wins: bool,
+    /// The port is dropped from the host when matching domains.
+    pub ignore_port_in_host_matching: bool,
+    /// Routes to clusters that do not exist are refused when loading (default: only inline).
+    pub validate_clusters: bool,
+}
+
+/// Envoy's `VirtualHost`.
+#[derive(Debug, Clone)]
+pub struct VirtualHost {
+    /// Unique within its route configuration.
+    pub name: Name,
+    /// Exact (`a.b`), suffix (`*.b`, `*-b.c`), prefix (`a.*`) or `*`; lower case.
+    pub domains: Vec<Arc<str>>,
+    /// First match wins.
+    pub routes: Vec<Arc<Route>>,
+    /// Plain requests are redirected to https.
+    pub require_tls: RequireTls,
+    /// Mutations of requests.
+    pub request_headers: HeaderMutations,
+    /// Mutations of responses.
+    pub response_headers: HeaderMutations,
+    /// `x-envoy-attempt-count` to the upstream.
+    pub include_request_attempt_count: bool,
+    /// `x-envoy-attempt-count` to the client.
+    pub include_attempt_count_in_response: bool,
+}
+
+/// Envoy's `TlsRequirementType`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RequireTls {
+    /// Plaintext is served.
+    #[default]
+    None,
+    /// Plaintext from outside is redirected.
+    ExternalOnly,
+    /// All plaintext is redirected.
+    All,
+}
+
+/// One route.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// May be empty.
+    pub name: Name,
+    /// Which requests it takes.
+    pub matcher: RouteMatch,
+    /// What it does with them.
+    pub action: RouteAction,
+    /// Mutations of requests.
+    pub request_headers: HeaderMutations,
+    /// Mutations of responses.
+    pub response_headers: HeaderMutations,
+}
+
+/// Envoy's `RouteMatch`. Everything must hold.
+#[derive(Debug, Clone)]
+pub struct RouteMatch {
+    /// The path.
+    pub path: PathMatcher,
+    /// Compare paths case-sensitively (default true). Regexes are not affected.
+    pub case_sensitive: bool,
+    /// All must match.
+    pub headers: Vec<HeaderMatcher>,
+    /// All must match.
+    pub query: Vec<QueryMatcher>,
+    /// Only gRPC requests (`content-type: application/grpc...`).
+    pub grpc: bool,
+    /// Only this share of requests.
+    pub fraction: Option<Fraction>,
+}
+
+/// How the path (without the query) is matched.
+#[derive(Debug, Clone)]
+pub enum PathMatcher {
+    /// Starts with.
+    Prefix(Arc<str>),
+    /// Equal.
+    Exact(Arc<str>),
+    /// Equal, or continues with `/`. No trailing slash.
+    PathSeparatedPrefix(Arc<str>),
+    /// Full match.
+    Regex(SafeRegex),
+    /// CONNECT requests.
+    Connect,
+}
+
+/// What a route does.
+#[derive(Debug, Clone)]
+pub enum RouteAction {
+    /// Forward to a cluster.
+    Forward(Box<Forward>),
+    /// Answer with a redirect.
+    Redirect(Redirect),
+    /// Answer at once.
+    DirectResponse(DirectResponse),
+}
+
+/// Envoy's `RouteAction` message.
+#[derive(Debug, Clone)]
+pub struct Forward {
+    /// Where to.
+    pub cluster: ClusterSpecifier,
+    /// The status when the cluster does not exist (default 503).
+    pub cluster_not_found_status: StatusCode,
+    /// Rewrites the matched prefix.
+    pub prefix_rewrite: Option<Arc<str>>,
+    /// Rewrites the path by regex.
+    pub regex_rewrite: Option<RegexRewrite>,
+    /// Rewrites the host.
+    pub host_rewrite: HostRewrite,
+    /// The old host goes into `x-forwarded-host` (`append_x_forwarded_host`).
+    pub append_x_forwarded_host: bool,
+    /// From the end of the request to the end of the response. Envoy's default is 15 s;
+    /// `None` is never (configured as 0).
+    pub timeout: Option<Duration>,
+    /// Overrides the connection manager's stream idle timeout; `Some(None)` disables it.
+    pub idle_timeout: Option<Option<Duration>>,
+    /// Upgrades allowed or refused for this route, overriding the connection manager's;
+    /// lower case.
+    pub upgrades: Vec<(Arc<str>, bool)>,
+}
+
+/// How the cluster of a request is found.
+#[derive(Debug, Clone)]
+pub enum ClusterSpecifier {
+    /// Always this one.
+    Cluster(Name),
+    /// The one a request header names.
+    Header(http::HeaderName),
+    /// By weight.
+    Weighted(WeightedClusters),
+}
+
+/// Clusters by weight.
+#[derive(Debug, Clone)]
+pub struct WeightedClusters {
+    /// In order of the configuration.
+    pub clusters: Vec<WeightedCluster>,
+    /// Sum of the weights; more than 0.
+    pub total: u64,
+}
+
+/// One of several clusters.
+#[derive(Debug, Clone)]
+pub struct WeightedCluster {
+    /// The cluster.
+    pub name: Name,
+    /// Its share of the total.
+    pub weight: u32,
+    /// Mutations of requests.
+    pub request_headers: HeaderMutations,
+    /// Mutations of responses.
+    pub response_headers: HeaderMutations,
+    /// Rewrites the host for this cluster only.
+    pub host_rewrite: Option<Arc<str>>,
+}
+
+impl WeightedCluster {
+    /// A weighted cluster without mutations.
+    pub fn plain(name: Name, weight: u32) -> Self {
+        Self {
+            name,
+            weight,
+            request_headers: HeaderMutations::default(),
+            response_headers: HeaderMutations::default(),
+            host_rewrite: None,
+        }
+    }
+}
+
+impl WeightedClusters {
+    /// The cluster a uniformly random value selects.
+    pub fn pick(&self, random: u64) -> &WeightedCluster {
+        let mut left = random % self.total.max(1);
+        for cluster in &self.clusters {
+            let weight = u64::from(cluster.weight);
+            if left < weight {
+                return cluster;
+            }
+            left -= weight;
+        }
+        &self.clusters[self.clusters.len() - 1]
+    }
+}
+
+/// Envoy's `RegexMatchAndSubstitute`.
+#[derive(Debug, Clone)]
+pub struct RegexRewrite {
+    /// Searched in the path, not anchored; every match is replaced.
+    pub pattern: regex_automata::meta::Regex,
+    /// RE2 syntax: `\1` is the first group.
+    pub substitution: Arc<str>,
+}
+
+/// What happens to the host header.
+#[derive(Debug, Clone, Default)]
+pub enum HostRewrite {
+    /// Nothing.
+    #[default]
+    Keep,
+    /// Becomes this text.
+    Literal(Arc<str>),
+    /// Becomes the chosen endpoint's host name (`auto_host_rewrite`).
+    Auto,
+    /// Becomes another header's value.
+    Header(http::HeaderName),
+}
+
+/// Envoy's `RedirectAction`.
+#[derive(Debug, Clone)]
+pub struct Redirect {
+    /// 301, 302, 303, 307 or 308.
+    pub status: StatusCode,
+    /// The scheme is replaced.
+    pub scheme: Option<Arc<str>>,
+    /// The host is replaced.
+    pub host: Option<Arc<str>>,
+    /// The port is replaced.
+    pub port: Option<u16>,
+    /// How the path changes.
+    pub path: RedirectPath,
+    /// The query is dropped.
+    pub strip_query: bool,
+}
+
+/// How a redirect changes the path.
+#[derive(Debug, Clone, Default)]
+pub enum RedirectPath {
+    /// Not at all.
+    #[default]
+    Keep,
+    /// The whole path (and query, when it has one) is replaced.
+    Replace(Arc<str>),
+    /// The matched prefix is replaced.
+    Prefix(Arc<str>),
+    /// By regex.
+    Regex(RegexRewrite),
+}
+
+/// Envoy's `DirectResponseAction`.
+#[derive(Debug, Clone)]
+pub struct DirectResponse {
+    /// The status.
+    pub status: StatusCode,
+    /// The body; may be empty.
+    pub body: Bytes,
+}

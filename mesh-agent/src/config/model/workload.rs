@@ -1,0 +1,103 @@
+//! Workloads of this node and what is captured of their traffic.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::Name;
+
+/// A pod of this node, as the `workloads:` section or Kubernetes names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// Unique with the namespace.
+    pub name: Name,
+    /// Its namespace.
+    pub namespace: Name,
+    /// Its service account (default `default`).
+    pub service_account: Name,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Where its network namespace is found.
+    pub netns: NetnsSource,
+    /// Its cgroup v2 directory, when known. Only for checks: programs are attached to one
+    /// cgroup above all pods.
+    pub cgroup: Option<PathBuf>,
+    /// What is captured; the node's settings where the workload gives none.
+    pub capture: Arc<Capture>,
+}
+
+impl Workload {
+    /// `namespace/name`, unique on the node.
+    pub fn key(&self) -> Name {
+        format!("{}/{}", self.namespace, self.name).into()
+    }
+}
+
+/// How a network namespace is found.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum NetnsSource {
+    /// A path such as `/var/run/netns/NAME`.
+    Path(PathBuf),
+    /// The namespace of a running process.
+    Pid(i32),
+}
+
+/// The capture settings of istio-init, under istio-init's names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capture {
+    /// `-i`, `traffic.sidecar.istio.io/includeOutboundIPRanges`. Default: all.
+    pub include_outbound_cidrs: AllOr<IpNet>,
+    /// `-x`: excluded although included.
+    pub exclude_outbound_cidrs: Vec<IpNet>,
+    /// `-q`: captured whatever the address ranges say (istio-init: `includeOutboundPorts`).
+    pub include_outbound_ports: Vec<u16>,
+    /// `-o`: never captured.
+    pub exclude_outbound_ports: Vec<u16>,
+    /// `-b`: ports captured inbound. Default: all.
+    pub include_inbound_ports: AllOr<u16>,
+    /// `-d`: never captured inbound. 15020, 15021 and 15090 never are, as in Istio.
+    pub exclude_inbound_ports: Vec<u16>,
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        Self {
+            include_outbound_cidrs: AllOr::All,
+            exclude_outbound_cidrs: Vec::new(),
+            include_outbound_ports: Vec::new(),
+            exclude_outbound_ports: Vec::new(),
+            include_inbound_ports: AllOr::All,
+            exclude_inbound_ports: Vec::new(),
+        }
+    }
+}
+
+/// `*` or a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AllOr<T> {
+    /// `*`
+    All,
+    /// Only these; an empty list is none.
+    Only(Vec<T>),
+}
+
+/// What happens to connections no listener takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OutboundTrafficPolicy {
+    /// They go straight to where the application dialled.
+    #[default]
+    AllowAny,
+    /// connect(2) fails with ECONNREFUSED.
+    RegistryOnly,
+}
+
+/// What a file says beside Envoy's resources: the node's settings and its workloads.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// In order of the file; keys are unique.
+    pub workloads: Vec<Arc<Workload>>,
+    /// For connections no listener takes.
+    pub outbound_traffic_policy: OutboundTrafficPolicy,
+}

@@ -1,0 +1,10 @@
+//! The node agent of a sidecar-less service mesh.
+//!
+//! Data flows one way: source -> store -> config model -> snapshot -> BPF maps and proxy workers.
+//! Telemetry flows back the other way. `ARCHITECTURE.md` has the picture.
+
+pub mod config;
+pub mod proxy;
+pub mod snapshot;
+pub mod store;
+pub mod workload;

@@ -1,0 +1,122 @@
+//! A cluster with its endpoints, and the state that outlives snapshots.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+
+use crate::config::model::Name;
+use crate::config::model::cluster::Cluster;
+use crate::config::model::endpoint::{Health, Locality};
+
+/// A cluster as one snapshot sees it.
+#[derive(Debug)]
+pub struct ClusterView {
+    /// The configuration.
+    pub config: Arc<Cluster>,
+    /// The endpoints, by priority: index 0 is the highest.
+    pub priorities: Vec<Vec<Arc<Host>>>,
+    /// Percent, from the load assignment (default 140).
+    pub overprovisioning_factor: u32,
+    /// Whether endpoints were ever delivered: an EDS cluster waits for them.
+    pub warmed: bool,
+    /// Counters that outlive this snapshot.
+    pub state: Arc<ClusterState>,
+}
+
+impl ClusterView {
+    /// Every endpoint, highest priority first.
+    pub fn hosts(&self) -> impl Iterator<Item = &Arc<Host>> {
+        self.priorities.iter().flatten()
+    }
+}
+
+/// One endpoint as one snapshot sees it.
+#[derive(Debug)]
+pub struct Host {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// For `auto_host_rewrite`; may be empty.
+    pub hostname: Arc<str>,
+    /// Its share among its locality's endpoints; at least 1.
+    pub weight: u32,
+    /// Where it is.
+    pub locality: Arc<Locality>,
+    /// The locality's weight, when given.
+    pub locality_weight: Option<u32>,
+    /// What the control plane says of it.
+    pub health: Health,
+    /// Counters that outlive this snapshot.
+    pub state: Arc<HostState>,
+}
+
+/// A cluster's counters: one per cluster name and view, shared by all workers.
+#[derive(Debug)]
+pub struct ClusterState {
+    /// The cluster's name.
+    pub name: Name,
+    /// Where round robin stands.
+    pub round_robin: AtomicUsize,
+    /// Gauges and counters, named as Envoy's cluster statistics.
+    pub stats: ClusterStats,
+}
+
+impl ClusterState {
+    /// Fresh counters.
+    pub fn new(name: Name) -> Self {
+        Self {
+            name,
+            round_robin: AtomicUsize::new(0),
+            stats: ClusterStats::default(),
+        }
+    }
+}
+
+/// Envoy's cluster statistics (`cluster.<name>.<field>`).
+#[derive(Debug, Default)]
+pub struct ClusterStats {
+    /// Connections made.
+    pub upstream_cx_total: AtomicU64,
+    /// Connections open.
+    pub upstream_cx_active: AtomicU64,
+    /// Connects that failed.
+    pub upstream_cx_connect_fail: AtomicU64,
+    /// Connects that took too long.
+    pub upstream_cx_connect_timeout: AtomicU64,
+    /// Connections refused by the circuit breaker.
+    pub upstream_cx_overflow: AtomicU64,
+    /// Bytes received from upstreams.
+    pub upstream_cx_rx_bytes_total: AtomicU64,
+    /// Bytes sent to upstreams.
+    pub upstream_cx_tx_bytes_total: AtomicU64,
+    /// Requests.
+    pub upstream_rq_total: AtomicU64,
+    /// Requests in flight.
+    pub upstream_rq_active: AtomicU64,
+    /// Requests that timed out.
+    pub upstream_rq_timeout: AtomicU64,
+    /// Requests refused by the circuit breaker.
+    pub upstream_rq_pending_overflow: AtomicU64,
+    /// Responses by class: index 1 is 1xx.
+    pub upstream_rq_xx: [AtomicU64; 6],
+    /// Requests or connections that found no healthy endpoint.
+    pub upstream_cx_none_healthy: AtomicU64,
+}
+
+/// An endpoint's counters: one per cluster state and address.
+#[derive(Debug, Default)]
+pub struct HostState {
+    /// Requests (L7) or connections (L4) in flight, for least request.
+    pub active: AtomicU64,
+    /// Connections open.
+    pub cx_active: AtomicU64,
+    /// Connections made.
+    pub cx_total: AtomicU64,
+    /// Connects that failed.
+    pub cx_connect_fail: AtomicU64,
+    /// Requests.
+    pub rq_total: AtomicU64,
+    /// Requests answered without an error.
+    pub rq_success: AtomicU64,
+    /// Requests answered 5xx or reset.
+    pub rq_error: AtomicU64,
+}

@@ -1,0 +1,173 @@
+//! Resources into a snapshot: a pure function.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::config::model::cluster::{Cluster, Discovery, DnsLookupFamily};
+use crate::config::model::endpoint::{Endpoint, LoadAssignment};
+use crate::config::model::listener::TrafficDirection;
+use crate::config::model::workload::NodeConfig;
+use crate::config::model::{Address, Name};
+use crate::store::ResourceSet;
+
+use super::cluster::{ClusterState, ClusterView, Host, HostState};
+use super::{OutboundListeners, Snapshot, View, ViewId};
+
+/// What names resolved to, as the DNS source last saw it.
+pub type DnsTable = HashMap<(Arc<str>, DnsLookupFamily), Arc<[IpAddr]>>;
+
+/// What a snapshot is made of.
+#[derive(Debug)]
+pub struct Inputs<'a> {
+    /// Resources by view.
+    pub views: &'a [(ViewId, &'a ResourceSet)],
+    /// The node's settings and workloads.
+    pub node: &'a Arc<NodeConfig>,
+    /// What names resolved to.
+    pub dns: &'a DnsTable,
+}
+
+/// Builds the next snapshot, taking counters over from `previous`.
+pub fn compile(inputs: &Inputs<'_>, previous: &Snapshot) -> Snapshot {
+    let views = inputs
+        .views
+        .iter()
+        .map(|(id, resources)| {
+            (
+                *id,
+                Arc::new(compile_view(*id, resources, inputs, previous.view(*id))),
+            )
+        })
+        .collect();
+    Snapshot {
+        generation: previous.generation + 1,
+        views,
+        node: inputs.node.clone(),
+    }
+}
+
+fn compile_view(
+    id: ViewId,
+    resources: &ResourceSet,
+    inputs: &Inputs<'_>,
+    previous: Option<&Arc<View>>,
+) -> View {
+    let listeners = || {
+        resources
+            .listeners
+            .values()
+            .map(|resource| resource.value.clone())
+    };
+    View {
+        id,
+        outbound: OutboundListeners::new(
+            listeners().filter(|listener| listener.direction == TrafficDirection::Outbound),
+        ),
+        inbound: listeners().find(|listener| listener.direction == TrafficDirection::Inbound),
+        routes: resources
+            .routes
+            .iter()
+            .map(|(name, resource)| (name.clone(), resource.value.clone()))
+            .collect(),
+        clusters: resources
+            .clusters
+            .iter()
+            .map(|(name, resource)| {
+                let previous = previous.and_then(|view| view.clusters.get(name));
+                let cluster =
+                    compile_cluster(name, &resource.value, resources, inputs.dns, previous);
+                (name.clone(), Arc::new(cluster))
+            })
+            .collect(),
+        outbound_traffic_policy: inputs.node.outbound_traffic_policy,
+    }
+}
+
+fn compile_cluster(
+    name: &Name,
+    config: &Arc<Cluster>,
+    resources: &ResourceSet,
+    dns: &DnsTable,
+    previous: Option<&Arc<ClusterView>>,
+) -> ClusterView {
+    let state = previous.map_or_else(
+        || Arc::new(ClusterState::new(name.clone())),
+        |view| view.state.clone(),
+    );
+    let (assignment, family) = match &config.discovery {
+        Discovery::Static(assignment) => (Some(assignment), None),
+        Discovery::Eds { service_name } => (
+            resources
+                .endpoints
+                .get(service_name)
+                .map(|resource| &resource.value),
+            None,
+        ),
+        Discovery::StrictDns { assignment, dns } | Discovery::LogicalDns { assignment, dns } => {
+            (Some(assignment), Some(dns.lookup_family))
+        }
+        Discovery::OriginalDst(_) => (None, None),
+    };
+    let first_only = matches!(config.discovery, Discovery::LogicalDns { .. });
+    let known: HashMap<SocketAddr, Arc<HostState>> = previous
+        .into_iter()
+        .flat_map(|view| view.hosts())
+        .map(|host| (host.address, host.state.clone()))
+        .collect();
+    let resolve = |address: &Address| -> Vec<SocketAddr> {
+        match (address, family) {
+            (Address::Socket(address), _) => vec![*address],
+            (Address::Hostname { host, port }, Some(family)) => dns
+                .get(&(host.clone(), family))
+                .into_iter()
+                .flat_map(|addresses| addresses.iter())
+                .take(if first_only { 1 } else { usize::MAX })
+                .map(|ip| SocketAddr::new(*ip, *port))
+                .collect(),
+            (Address::Hostname { .. }, None) => Vec::new(),
+        }
+    };
+    ClusterView {
+        config: config.clone(),
+        priorities: assignment
+            .map(|assignment| priorities(assignment, &resolve, &known))
+            .unwrap_or_default(),
+        overprovisioning_factor: assignment
+            .map_or(140, |assignment| assignment.overprovisioning_factor),
+        warmed: assignment.is_some() || matches!(config.discovery, Discovery::OriginalDst(_)),
+        state,
+    }
+}
+
+fn priorities(
+    assignment: &LoadAssignment,
+    resolve: &dyn Fn(&Address) -> Vec<SocketAddr>,
+    known: &HashMap<SocketAddr, Arc<HostState>>,
+) -> Vec<Vec<Arc<Host>>> {
+    let mut priorities: Vec<Vec<Arc<Host>>> = Vec::new();
+    for group in &assignment.localities {
+        let priority = group.priority as usize;
+        if priorities.len() <= priority {
+            priorities.resize_with(priority + 1, Vec::new);
+        }
+        let locality = Arc::new(group.locality.clone());
+        let host = |endpoint: &Endpoint, address: SocketAddr| {
+            Arc::new(Host {
+                address,
+                hostname: endpoint.hostname.clone(),
+                weight: endpoint.weight,
+                locality: locality.clone(),
+                locality_weight: group.weight,
+                health: endpoint.health,
+                state: known.get(&address).cloned().unwrap_or_default(),
+            })
+        };
+        for endpoint in &group.endpoints {
+            for address in resolve(&endpoint.address) {
+                priorities[priority].push(host(endpoint, address));
+            }
+        }
+    }
+    priorities
+}

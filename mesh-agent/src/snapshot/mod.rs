@@ -1,0 +1,76 @@
+//! The immutable compiled view of the configuration.
+//!
+//! A snapshot is built whole by [`compile`], published through one atomic swap and never changed.
+//! A request reads one snapshot from start to end and takes no lock. What must outlive a
+//! snapshot (counters, health, active connections) hangs on [`cluster::ClusterState`] and
+//! [`cluster::HostState`], which a new snapshot takes over from the one before.
+
+pub mod cluster;
+mod compile;
+mod listeners;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::config::model::Name;
+use crate::config::model::listener::Listener;
+use crate::config::model::route::RouteConfiguration;
+use crate::config::model::workload::{NodeConfig, OutboundTrafficPolicy};
+
+pub use cluster::ClusterView;
+pub use compile::{DnsTable, Inputs, compile};
+pub use listeners::OutboundListeners;
+
+/// Where the current snapshot is published.
+pub type SharedSnapshot = Arc<ArcSwap<Snapshot>>;
+
+/// What a set of pods may see: one per distinct configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ViewId(pub u32);
+
+impl ViewId {
+    /// The view of the node's own stream or file.
+    pub const NODE: Self = Self(1);
+}
+
+/// Everything the data plane reads, as of one moment.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Grows by one with every snapshot; 0 is the empty one before the first configuration.
+    pub generation: u64,
+    /// By view.
+    pub views: HashMap<ViewId, Arc<View>>,
+    /// The node's settings and workloads.
+    pub node: Arc<NodeConfig>,
+}
+
+impl Snapshot {
+    /// A cell holding the empty snapshot.
+    pub fn shared() -> SharedSnapshot {
+        Arc::new(ArcSwap::from_pointee(Self::default()))
+    }
+
+    /// The view, unless it is gone.
+    pub fn view(&self, id: ViewId) -> Option<&Arc<View>> {
+        self.views.get(&id)
+    }
+}
+
+/// One view: listeners by original destination, routes and clusters by name.
+#[derive(Debug)]
+pub struct View {
+    /// Its number, also in the BPF maps.
+    pub id: ViewId,
+    /// Listeners for connections pods make.
+    pub outbound: OutboundListeners,
+    /// The listener for connections pods receive; `None` leaves inbound traffic alone.
+    pub inbound: Option<Arc<Listener>>,
+    /// Named route configurations.
+    pub routes: HashMap<Name, Arc<RouteConfiguration>>,
+    /// Clusters with their endpoints.
+    pub clusters: HashMap<Name, Arc<ClusterView>>,
+    /// For connections no listener takes.
+    pub outbound_traffic_policy: OutboundTrafficPolicy,
+}

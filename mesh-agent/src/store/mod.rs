@@ -1,0 +1,53 @@
+//! The resource store: what the sources delivered, by type and name, already validated.
+//!
+//! A source replaces or removes resources; nothing else writes here. The store keeps the last
+//! good value of every resource, with what an operator wants to see about it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use crate::config::model::Name;
+use crate::config::model::cluster::Cluster;
+use crate::config::model::endpoint::LoadAssignment;
+use crate::config::model::listener::Listener;
+use crate::config::model::route::RouteConfiguration;
+
+/// All resources of one view.
+#[derive(Debug, Clone, Default)]
+pub struct ResourceSet {
+    /// By listener name.
+    pub listeners: BTreeMap<Name, Resource<Listener>>,
+    /// By route configuration name. Inline ones are in their listeners.
+    pub routes: BTreeMap<Name, Resource<RouteConfiguration>>,
+    /// By cluster name.
+    pub clusters: BTreeMap<Name, Resource<Cluster>>,
+    /// By cluster or EDS service name. Inline ones are in their clusters.
+    pub endpoints: BTreeMap<Name, Resource<LoadAssignment>>,
+}
+
+/// One resource: the model, and what `/config_dump` and `status` show.
+#[derive(Debug)]
+pub struct Resource<T> {
+    /// The validated value.
+    pub value: Arc<T>,
+    /// The version the source gave it.
+    pub version: Arc<str>,
+    /// When this version was accepted.
+    pub updated: SystemTime,
+    /// The encoded protobuf message it was made from, for `/config_dump`.
+    pub raw: Bytes,
+}
+
+impl<T> Clone for Resource<T> {
+    fn clone(&self) -> Self {
+        Self {
+            value: self.value.clone(),
+            version: self.version.clone(),
+            updated: self.updated,
+            raw: self.raw.clone(),
+        }
+    }
+}
