@@ -1,0 +1,117 @@
+//! Services: what happens to a connection to an address, and their backends.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::Addr;
+
+/// `SVC` -> [`Service`]. Looked up in this order: address and port; address and port 0;
+/// unspecified address of the family and port; unspecified address and port 0 (everything else).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct ServiceKey {
+    /// [`crate::Pod::view_id`]
+    pub view_id: u32,
+    /// The address dialled.
+    pub addr: Addr,
+    /// The port dialled; 0 is every port.
+    pub port: u16,
+    /// The protocol: [`crate::TCP`].
+    pub proto: u16,
+}
+
+/// What happens to a connection to a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Service {
+    /// Its number; never reused while the maps live.
+    pub svc_id: u32,
+    /// Which slots hold; a new list is written under the next generation, then flipped here.
+    pub generation: u32,
+    /// How many slots; 0 has no backend.
+    pub slots: u32,
+    /// Connections allowed at once; 0 is without limit.
+    pub max_connections: u32,
+    /// [`Verdict`]
+    pub verdict: u8,
+    /// [`LbKind`]
+    pub lb: u8,
+    /// [`ServiceFlags`]
+    pub flags: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// What the connect hook does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Verdict {
+    /// Goes to where it was dialled.
+    Pass = 0,
+    /// The kernel picks a backend.
+    Direct = 1,
+    /// Goes to the agent.
+    Agent = 2,
+    /// connect(2) fails with ECONNREFUSED.
+    Deny = 3,
+}
+
+/// How the kernel picks a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum LbKind {
+    /// The slots in turn; their order is a smooth weighted round robin.
+    RoundRobin = 0,
+    /// A random slot.
+    Random = 1,
+    /// The less loaded of two random slots.
+    LeastConnections = 2,
+}
+
+/// Bits of [`Service::flags`].
+pub struct ServiceFlags;
+
+impl ServiceFlags {
+    /// Without the agent the connection goes to where it was dialled or, with slots, to a
+    /// backend. Without this bit it is refused.
+    pub const FAIL_OPEN: u8 = 1 << 0;
+}
+
+/// `SLOTS` -> backend number (`u32`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct SlotKey {
+    /// [`Service::svc_id`]
+    pub svc_id: u32,
+    /// [`Service::generation`]
+    pub generation: u32,
+    /// `0..slots`
+    pub slot: u32,
+}
+
+/// `BACK`: backend number -> this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Backend {
+    /// Where it listens.
+    pub addr: Addr,
+    /// Connections allowed at once; 0 is without limit.
+    pub max_connections: u32,
+    /// Where it listens.
+    pub port: u16,
+    /// Zero.
+    pub flags: u16,
+}
+
+/// `SVC_STATE`: service number -> counters the kernel keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct ServiceState {
+    /// Where round robin stands.
+    pub cursor: u64,
+    /// Connections classified.
+    pub connects: u64,
+    /// Connections refused by the kernel.
+    pub refused: u64,
+    /// Connections open that the kernel balanced.
+    pub active: u64,
+}

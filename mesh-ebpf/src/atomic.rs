@@ -1,0 +1,13 @@
+//! Atomic addition on map values, which several CPUs change at once.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+/// Adds and returns the value before.
+///
+/// # Safety
+/// `counter` points to a live, aligned map value.
+#[inline(always)]
+pub(crate) unsafe fn fetch_add(counter: *mut u64, value: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, value) }
+}

@@ -1,0 +1,24 @@
+//! Constants the loader sets before the verifier sees the programs, so that branches for what
+//! this kernel lacks are dead code to it.
+
+use core::ptr::read_volatile;
+
+/// `bpf_set_retval` may be called in cgroup hooks (kernel >= 5.18).
+#[unsafe(no_mangle)]
+static HAS_SET_RETVAL: u8 = 1;
+
+/// `bpf_sk_lookup.ingress_ifindex` can be read (kernel >= 5.17).
+#[unsafe(no_mangle)]
+static HAS_INGRESS_IFINDEX: u8 = 1;
+
+#[inline(always)]
+pub(crate) fn has_set_retval() -> bool {
+    // SAFETY: a plain static; volatile, because the loader changes it behind the compiler's back.
+    unsafe { read_volatile(&raw const HAS_SET_RETVAL) != 0 }
+}
+
+#[inline(always)]
+pub(crate) fn has_ingress_ifindex() -> bool {
+    // SAFETY: as above.
+    unsafe { read_volatile(&raw const HAS_INGRESS_IFINDEX) != 0 }
+}

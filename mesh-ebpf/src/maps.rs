@@ -1,0 +1,85 @@
+//! All maps. Layouts are in mesh-common; the agent writes configuration, the kernel writes state.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockHash};
+use mesh_common::{
+    Addr, Backend, CidrKey, Conns, ConnsKey, Control, Counter, InboundPod, ListenKey, OrigKey,
+    OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, SkState, SlotKey, capacity,
+};
+
+/// netns cookie -> enrolled pod
+#[map]
+pub(crate) static PODS: HashMap<u64, Pod> =
+    HashMap::with_max_entries(capacity::PODS, BPF_F_NO_PREALLOC);
+
+/// captured and excluded address ranges
+#[map]
+pub(crate) static CIDRS: LpmTrie<CidrKey, u32> =
+    LpmTrie::with_max_entries(capacity::CIDRS, BPF_F_NO_PREALLOC);
+
+/// captured and excluded ports
+#[map]
+pub(crate) static PORTS: HashMap<PortKey, u32> =
+    HashMap::with_max_entries(capacity::PORTS, BPF_F_NO_PREALLOC);
+
+/// address dialled -> what happens
+#[map]
+pub(crate) static SVC: HashMap<ServiceKey, Service> =
+    HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
+
+/// slot -> backend number
+#[map]
+pub(crate) static SLOTS: HashMap<SlotKey, u32> =
+    HashMap::with_max_entries(capacity::SLOTS, BPF_F_NO_PREALLOC);
+
+/// backend number -> backend
+#[map]
+pub(crate) static BACK: HashMap<u32, Backend> =
+    HashMap::with_max_entries(capacity::BACKENDS, BPF_F_NO_PREALLOC);
+
+/// service number -> counters
+#[map]
+pub(crate) static SVC_STATE: HashMap<u32, ServiceState> =
+    HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
+
+/// connections of a service to a backend
+#[map]
+pub(crate) static CONNS: HashMap<ConnsKey, Conns> =
+    HashMap::with_max_entries(capacity::CONNS, BPF_F_NO_PREALLOC);
+
+/// socket -> what the connect hook did to it
+#[btf_map]
+pub(crate) static SK: SkStorage<SkState> = SkStorage::new();
+
+/// client end of a connection to the agent -> where it wanted to go
+#[map]
+pub(crate) static ORIG: LruHashMap<OrigKey, OriginalDst> =
+    LruHashMap::with_max_entries(capacity::ORIG, 0);
+
+/// pod address -> pod, for inbound connections
+#[map]
+pub(crate) static IN_PODS: HashMap<Addr, InboundPod> =
+    HashMap::with_max_entries(capacity::POD_ADDRESSES, BPF_F_NO_PREALLOC);
+
+/// listening sockets inside pods; a closed one leaves by itself
+#[map]
+pub(crate) static LISTEN: SockHash<ListenKey> = SockHash::with_max_entries(capacity::LISTENERS, 0);
+
+/// one element: what the agent says of itself
+#[map]
+pub(crate) static CTRL: Array<Control> = Array::with_max_entries(1, 0);
+
+/// ways out of the hooks
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+
+/// Counts a way out.
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: a per-CPU element; the program is not preempted by itself.
+        unsafe { *value += 1 };
+    }
+}

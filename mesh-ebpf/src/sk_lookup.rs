@@ -1,0 +1,98 @@
+//! sk_lookup, one link per enrolled pod's network namespace.
+//!
+//! When: a segment for which the kernel found no established connection looks for a listener.
+//! The pod's inbound listener is assigned whatever address and port it is bound to, and the
+//! accepted socket's own address stays the one that was dialled.
+//! Returns: SK_PASS with or without an assigned socket; SK_DROP makes the kernel answer RST.
+//! Leaves alone: connections from inside the pod (loopback interface), which is also how the
+//! agent reaches the application.
+
+use core::ptr::read_volatile;
+
+use aya_ebpf::bindings::bpf_sk_lookup;
+use aya_ebpf::macros::sk_lookup;
+use aya_ebpf::programs::SkLookupContext;
+use mesh_common::{Addr, Counter, ListenKey, ListenKind, PodFlags, TCP};
+
+use crate::maps::{IN_PODS, LISTEN, count};
+use crate::{capture, config};
+
+const SK_PASS: u32 = 1;
+const SK_DROP: u32 = 0;
+const AF_INET: u32 = 2;
+const LOOPBACK_IFINDEX: u32 = 1;
+
+#[sk_lookup]
+pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
+    let lookup = ctx.lookup;
+    // SAFETY (all context accesses): see connect.rs.
+    unsafe {
+        if read_volatile(&raw const (*lookup).protocol) != TCP {
+            return SK_PASS;
+        }
+        if config::has_ingress_ifindex()
+            && read_volatile(&raw const (*lookup).ingress_ifindex) == LOOPBACK_IFINDEX
+        {
+            return SK_PASS;
+        }
+    }
+    let addr = local(lookup);
+    // Kernels without ingress_ifindex: a connection of the pod to itself has one address twice.
+    if addr.is_local() || (!config::has_ingress_ifindex() && addr == remote(lookup)) {
+        return SK_PASS;
+    }
+    let port = unsafe { read_volatile(&raw const (*lookup).local_port) } as u16;
+    // SAFETY: the agent replaces values whole.
+    let Some(pod) = (unsafe { IN_PODS.get(addr) }) else {
+        return SK_PASS;
+    };
+    if !capture::inbound(pod, port) {
+        count(Counter::InboundPass);
+        return SK_PASS;
+    }
+    let key = ListenKey {
+        pod_id: pod.pod_id,
+        kind: ListenKind::INBOUND,
+    };
+    match LISTEN.redirect_sk_lookup(&ctx, key, 0) {
+        Ok(()) => count(Counter::InboundSteered),
+        Err(_) if pod.flags & PodFlags::INBOUND_FAIL_CLOSED != 0 => {
+            count(Counter::InboundRefused);
+            return SK_DROP;
+        }
+        Err(_) => count(Counter::InboundPass),
+    }
+    SK_PASS
+}
+
+#[inline(always)]
+fn local(lookup: *mut bpf_sk_lookup) -> Addr {
+    // SAFETY: see above.
+    unsafe {
+        if read_volatile(&raw const (*lookup).family) == AF_INET {
+            return Addr::from_v4_be(read_volatile(&raw const (*lookup).local_ip4));
+        }
+        Addr([
+            read_volatile(&raw const (*lookup).local_ip6[0]),
+            read_volatile(&raw const (*lookup).local_ip6[1]),
+            read_volatile(&raw const (*lookup).local_ip6[2]),
+            read_volatile(&raw const (*lookup).local_ip6[3]),
+        ])
+    }
+}
+
+#[inline(always)]
+fn remote(lookup: *mut bpf_sk_lookup) -> Addr {
+    // SAFETY: see above.
+    unsafe {
+        if read_volatile(&raw const (*lookup).family) == AF_INET {
+            return Addr::from_v4_be(read_volatile(&raw const (*lookup).remote_ip4));
+        }
+        Addr([
+            read_volatile(&raw const (*lookup).remote_ip6[0]),
+            read_volatile(&raw const (*lookup).remote_ip6[1]),
+            read_volatile(&raw const (*lookup).remote_ip6[2]),
+            read_volatile(&raw const (*lookup).remote_ip6[3]),
+        ])
+    }
+}

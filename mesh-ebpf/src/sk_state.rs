@@ -1,0 +1,53 @@
+//! Socket storage: from which kind of context a socket may be taken, the helper is the same.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
+use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
+use mesh_common::SkState;
+
+use crate::maps::SK;
+
+#[inline(always)]
+fn map() -> *mut c_void {
+    (&raw const SK).cast_mut().cast()
+}
+
+/// What is known of the socket.
+#[inline(always)]
+pub(crate) fn get<'a>(sk: *mut bpf_sock) -> Option<&'a mut SkState> {
+    // SAFETY: the verifier checks that `sk` is a socket of the context.
+    let state = unsafe { bpf_sk_storage_get(map(), sk.cast(), core::ptr::null_mut(), 0) };
+    // SAFETY: socket storage lives as long as the socket, which the context holds.
+    unsafe { state.cast::<SkState>().as_mut() }
+}
+
+/// Stores what is known of the socket, over whatever an earlier connect(2) left.
+#[inline(always)]
+pub(crate) fn put(sk: *mut bpf_sock, value: &mut SkState) -> bool {
+    let pointer: *mut SkState = value;
+    // SAFETY: as in `get`; the initial value is copied by the kernel.
+    let state = unsafe {
+        bpf_sk_storage_get(
+            map(),
+            sk.cast(),
+            pointer.cast(),
+            BPF_SK_STORAGE_GET_F_CREATE.into(),
+        )
+    };
+    // SAFETY: as in `get`.
+    match unsafe { state.cast::<SkState>().as_mut() } {
+        Some(state) => {
+            *state = *value;
+            true
+        }
+        None => false,
+    }
+}
+
+/// Forgets the socket.
+#[inline(always)]
+pub(crate) fn delete(sk: *mut bpf_sock) {
+    // SAFETY: as in `get`.
+    unsafe { bpf_sk_storage_delete(map(), sk.cast()) };
+}
