@@ -1,5 +1,7 @@
 //! cgroup v2 directories.
 
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -26,6 +28,25 @@ fn parse_mount(mountinfo: &str) -> Option<PathBuf> {
 /// Makes a directory.
 pub(crate) fn create(path: &Path) -> Result<()> {
     std::fs::create_dir(path).with_context(|| format!("cannot create cgroup {}", path.display()))
+}
+
+/// What a child does between fork and exec to enter a cgroup, given its `cgroup.procs`. The
+/// closure makes system calls only; the file is opened here.
+pub(crate) fn enter(
+    procs: &Path,
+) -> Result<impl FnMut() -> std::io::Result<()> + Send + Sync + 'static> {
+    let file = File::options()
+        .write(true)
+        .open(procs)
+        .with_context(|| format!("cannot open {}", procs.display()))?;
+    Ok(move || {
+        // SAFETY: writes one byte of a static string to an open descriptor.
+        if unsafe { libc::write(file.as_raw_fd(), c"0".as_ptr().cast(), 1) } == 1 {
+            Ok(())
+        } else {
+            Err(std::io::Error::last_os_error())
+        }
+    })
 }
 
 /// Kills every process in a cgroup and below, and removes it. It may be gone already.

@@ -13,18 +13,31 @@
 //! Everything a [`Testbed`] made is gone when it is dropped, also on panic. What a killed process
 //! left behind is removed by the next testbed.
 
+mod agent;
+mod binary;
 mod bpffs;
 mod cgroup;
+mod connect;
+mod curl;
 mod id;
 mod ip;
 mod lease;
 mod netns;
+mod nginx;
 mod pod;
+mod process;
+mod server;
 mod skip;
 mod sweep;
 mod testbed;
+pub mod wire;
 
+pub use agent::{MeshAgent, MeshAgentBuilder, Page, eventually};
+pub use connect::{Connect, Open};
+pub use curl::{Curl, Response};
 pub use netns::within_netns;
+pub use nginx::Nginx;
 pub use pod::Pod;
+pub use server::Server;
 pub use skip::{is_root, skipped};
 pub use testbed::{NODE_CGROUP_AGENT, Testbed};

@@ -87,24 +87,14 @@ impl Pod {
     /// Never of itself: a pod that exists has an open namespace and cgroup.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let netns = Arc::clone(self.netns_file());
-        let cgroup = self.cgroup.join("cgroup.procs");
         let mut command = Command::new(program);
-        // Opened here, because between fork and exec only system calls are allowed. A pod that
-        // was just removed shows as an error of spawn.
-        let procs = File::options().write(true).open(&cgroup);
+        // A pod that was just removed shows as an error of spawn.
+        let mut cgroup = cgroup::enter(&self.cgroup.join("cgroup.procs")).ok();
         let enter = move || {
-            let procs = match &procs {
-                Ok(file) => file,
-                Err(error) => {
-                    return Err(std::io::Error::from_raw_os_error(
-                        error.raw_os_error().unwrap_or(libc::ENOENT),
-                    ));
-                }
-            };
             // The cgroup first: a socket belongs to the cgroup its process was in.
-            // SAFETY: writes one byte of a static string to an open descriptor.
-            if unsafe { libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) } != 1 {
-                return Err(std::io::Error::last_os_error());
+            match &mut cgroup {
+                Some(enter) => enter()?,
+                None => return Err(std::io::Error::from_raw_os_error(libc::ENOENT)),
             }
             // SAFETY: an open descriptor of a namespace.
             if unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {

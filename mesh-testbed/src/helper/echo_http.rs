@@ -1,0 +1,213 @@
+//! `echo-http`: says what it was asked.
+//!
+//! A request may ask for something else: `x-echo-status: 503` sets the status, `x-echo-delay-ms`
+//! the wait before the response, `x-echo-bytes` a body of that length. `x-echo: body`, or a
+//! content type of gRPC, streams the request's body back, with `grpc-status: 0` as trailer for
+//! gRPC. An upgrade to anything is accepted; from then on bytes are sent back.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use anyhow::Result;
+use bytes::Bytes;
+use clap::Args as ClapArgs;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Empty, Full};
+use hyper::body::{Frame, Incoming};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, UPGRADE};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use mesh_testbed::wire::Echo;
+
+use super::listen::{Listen, ends};
+
+type Body = BoxBody<Bytes, hyper::Error>;
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Args {
+    /// What it calls itself.
+    #[arg(long, default_value = "echo")]
+    name: String,
+    /// The version it says it is.
+    #[arg(long, default_value = "v1")]
+    version: String,
+    #[command(flatten)]
+    listen: Listen,
+}
+
+/// What a connection knows.
+#[derive(Debug, Clone)]
+struct Context {
+    args: Arc<Args>,
+    peer: SocketAddr,
+    local: SocketAddr,
+}
+
+pub(crate) async fn serve(args: Args) -> Result<()> {
+    let listener = args.listen.start()?;
+    let args = Arc::new(args);
+    loop {
+        let (stream, _) = listener.accept().await?;
+        // A client that is gone already has no addresses; the next one may.
+        let Ok((peer, local)) = ends(&stream) else {
+            continue;
+        };
+        stream.set_nodelay(true)?;
+        let context = Context {
+            args: args.clone(),
+            peer,
+            local,
+        };
+        tokio::spawn(async move {
+            let answer = service_fn(|request| {
+                let context = context.clone();
+                async move { Ok::<_, Infallible>(context.answer(request).await) }
+            });
+            // A client that breaks off ends its own connection only.
+            let _ = auto::Builder::new(TokioExecutor::new())
+                .serve_connection_with_upgrades(TokioIo::new(stream), answer)
+                .await;
+        });
+    }
+}
+
+impl Context {
+    async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
+        let headers = request.headers();
+        if let Some(delay) = number::<u64>(headers, "x-echo-delay-ms") {
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+        }
+        let status = number::<u16>(headers, "x-echo-status")
+            .and_then(|status| StatusCode::from_u16(status).ok())
+            .unwrap_or(StatusCode::OK);
+        if headers.contains_key(UPGRADE) {
+            return upgrade(&mut request);
+        }
+        let grpc = headers
+            .get(CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+        let mirror = headers.get("x-echo").is_some_and(|value| value == "body");
+        let bytes = number::<usize>(headers, "x-echo-bytes");
+        let mut response = if grpc || mirror {
+            mirrored(request, grpc)
+        } else if let Some(bytes) = bytes {
+            Response::new(full(vec![b'x'; bytes]))
+        } else {
+            self.echo(request).await
+        };
+        *response.status_mut() = status;
+        response
+    }
+
+    async fn echo(&self, request: Request<Incoming>) -> Response<Body> {
+        let (head, mut body) = request.into_parts();
+        let mut body_length = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            body_length += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        let text = |value: &HeaderValue| value.as_bytes().escape_ascii().to_string();
+        let echo = Echo {
+            name: self.args.name.clone(),
+            version: self.args.version.clone(),
+            method: head.method.to_string(),
+            protocol: format!("{:?}", head.version),
+            authority: head
+                .uri
+                .authority()
+                .map(ToString::to_string)
+                .or_else(|| head.headers.get(HOST).map(text)),
+            path: head
+                .uri
+                .path_and_query()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            headers: head
+                .headers
+                .iter()
+                .map(|(name, value)| (name.to_string(), text(value)))
+                .collect(),
+            body_length,
+            peer: self.peer,
+            local: self.local,
+        };
+        let mut json = serde_json::to_vec(&echo).unwrap_or_default();
+        json.push(b'\n');
+        let mut response = Response::new(full(json));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+}
+
+/// The request's body, streamed back.
+fn mirrored(request: Request<Incoming>, grpc: bool) -> Response<Body> {
+    let content_type = request.headers().get(CONTENT_TYPE).cloned();
+    let body = request.into_body();
+    let mut response = Response::new(if grpc {
+        let trailers = HeaderMap::from_iter([(
+            hyper::header::HeaderName::from_static("grpc-status"),
+            HeaderValue::from_static("0"),
+        )]);
+        Unsized(body)
+            .with_trailers(async { Some(Ok(trailers)) })
+            .boxed()
+    } else {
+        body.boxed()
+    });
+    if let Some(content_type) = content_type {
+        response.headers_mut().insert(CONTENT_TYPE, content_type);
+    }
+    response
+}
+
+/// A body whose length is not announced: no gRPC server sends a content-length.
+struct Unsized(Incoming);
+
+impl hyper::body::Body for Unsized {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.0).poll_frame(context)
+    }
+}
+
+/// Accepts the upgrade and sends back bytes.
+fn upgrade(request: &mut Request<Incoming>) -> Response<Body> {
+    let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    if let Some(protocol) = request.headers().get(UPGRADE) {
+        headers.insert(UPGRADE, protocol.clone());
+    }
+    let upgrade = hyper::upgrade::on(request);
+    tokio::spawn(async move {
+        if let Ok(upgraded) = upgrade.await {
+            let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+        }
+    });
+    response
+}
+
+fn full(bytes: Vec<u8>) -> Body {
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed()
+}
+
+fn number<T: FromStr>(headers: &HeaderMap, name: &str) -> Option<T> {
+    headers.get(name)?.to_str().ok()?.parse().ok()
+}

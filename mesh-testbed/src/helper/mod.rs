@@ -1,0 +1,6 @@
+//! The subcommands.
+
+pub(crate) mod connect;
+pub(crate) mod echo_http;
+pub(crate) mod echo_tcp;
+mod listen;

@@ -1,0 +1,40 @@
+//! Servers and clients that run inside pods. A process belongs to one cgroup, so what a pod does
+//! needs a process of its own. All speak JSON, one object a line, on standard output.
+
+mod helper;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Servers and clients that run inside pods.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-testbed")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// An HTTP/1 and HTTP/2 (prior knowledge) server that says what it was asked.
+    EchoHttp(helper::echo_http::Args),
+    /// A TCP server that greets with its name and sends back what it gets.
+    EchoTcp(helper::echo_tcp::Args),
+    /// Opens connections and says what became of them.
+    Connect(helper::connect::Args),
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::EchoHttp(args) => runtime()?.block_on(helper::echo_http::serve(args)),
+        Command::EchoTcp(args) => runtime()?.block_on(helper::echo_tcp::serve(args)),
+        Command::Connect(args) => helper::connect::run(&args),
+    }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+}

@@ -1,0 +1,93 @@
+//! What the helper program prints and answers: JSON, one object a line.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// The first line of a server: it now accepts connections.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ready {
+    /// Where it listens.
+    pub listening: SocketAddr,
+}
+
+/// What `echo-http` answers unless the request asks for something else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Echo {
+    /// `--name` of the server.
+    pub name: String,
+    /// `--version` of the server.
+    pub version: String,
+    /// Method of the request.
+    pub method: String,
+    /// `HTTP/1.1` or `HTTP/2.0`.
+    pub protocol: String,
+    /// The authority: of the URI in HTTP/2, else the Host header.
+    pub authority: Option<String>,
+    /// Path and query.
+    pub path: String,
+    /// Headers in order of arrival; values that are not UTF-8 are escaped.
+    pub headers: Vec<(String, String)>,
+    /// Length of the request's body.
+    pub body_length: u64,
+    /// Who connected, v4-mapped addresses as IPv4.
+    pub peer: SocketAddr,
+    /// `getsockname()` of the server's socket.
+    pub local: SocketAddr,
+}
+
+impl Echo {
+    /// The first value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+/// The line with which `echo-tcp` greets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Banner {
+    /// `--name` of the server.
+    pub name: String,
+    /// Who connected, v4-mapped addresses as IPv4.
+    pub peer: SocketAddr,
+    /// `getsockname()` of the server's socket.
+    pub local: SocketAddr,
+}
+
+/// What became of one connection of `connect`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// The error number of the connect(2) or of the exchange that followed, 0 if all went well.
+    pub errno: i32,
+    /// Whether connect(2) itself succeeded.
+    pub connected: bool,
+    /// `getsockname()`.
+    pub local: Option<SocketAddr>,
+    /// `getpeername()`, as the kernel says it: v4-mapped addresses stay so.
+    pub peer: Option<SocketAddr>,
+    /// What arrived, as text.
+    pub received: String,
+    /// Whether the peer closed its side.
+    pub closed: bool,
+    /// How long connect(2) took, until the connection stood.
+    pub connect_us: u64,
+}
+
+impl Connection {
+    /// The greeting, if an `echo-tcp` answered.
+    pub fn banner(&self) -> Option<Banner> {
+        serde_json::from_str(self.received.lines().next()?).ok()
+    }
+}
+
+/// What `connect --hold` says of its connections when asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Connections over which a message came back.
+    pub alive: usize,
+    /// The others.
+    pub dead: usize,
+}
