@@ -1,8 +1,10 @@
 //! The project's own commands: `cargo xtask COMMAND`.
 
 mod apt;
+mod doctor;
 mod ebpf;
 mod sh;
+mod test;
 mod toolchain;
 mod workspace;
 
@@ -20,14 +22,24 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// What this machine has and lacks for building, running and testing.
+    Doctor,
     /// Build the kernel programs into TARGET_DIR/bpf/mesh-ebpf.o.
     BuildEbpf,
+    /// Everything CI runs, or a part of it.
+    Test {
+        /// Leave out to run all parts.
+        #[arg(value_enum)]
+        part: Option<test::Part>,
+    },
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Doctor => doctor::run(),
         Command::BuildEbpf => ebpf::build().map(|object| println!("{}", object.display())),
+        Command::Test { part } => test::run(part),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
