@@ -277,7 +277,9 @@ impl MeshAgentBuilder {
             .envs(self.env)
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("cannot share the log")?)
-            .stderr(log);
+            .stderr(log)
+            // Ctrl-C is ours to handle.
+            .process_group(0);
         let enter = cgroup::enter(&self.procs)?;
         // SAFETY: only system calls, see `cgroup::enter`.
         unsafe { command.pre_exec(enter) };

@@ -37,6 +37,11 @@ impl Id {
         !std::path::Path::new(&format!("/proc/{}", self.pid)).exists()
     }
 
+    /// Whether this process made it.
+    pub(crate) fn is_own(&self) -> bool {
+        self.pid == std::process::id()
+    }
+
     /// The name of the namespace of a pod.
     pub(crate) fn netns(&self, pod: &str) -> String {
         format!("{self}-{pod}")

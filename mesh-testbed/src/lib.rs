@@ -40,4 +40,4 @@ pub use nginx::Nginx;
 pub use pod::Pod;
 pub use server::Server;
 pub use skip::{is_root, skipped};
-pub use testbed::{NODE_CGROUP_AGENT, Testbed};
+pub use testbed::{NODE_CGROUP_AGENT, Testbed, remove_own};

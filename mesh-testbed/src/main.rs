@@ -1,7 +1,10 @@
 //! Servers and clients that run inside pods. A process belongs to one cgroup, so what a pod does
 //! needs a process of its own. All speak JSON, one object a line, on standard output.
 
+mod demo;
 mod helper;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -22,14 +25,26 @@ enum Command {
     EchoTcp(helper::echo_tcp::Args),
     /// Opens connections and says what became of them.
     Connect(helper::connect::Args),
+    /// The mesh at work, in a minute: `cargo xtask demo`.
+    Demo(demo::Args),
 }
 
-fn main() -> Result<()> {
-    let cli = Cli::parse();
-    match cli.command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::EchoHttp(args) => runtime()?.block_on(helper::echo_http::serve(args)),
         Command::EchoTcp(args) => runtime()?.block_on(helper::echo_tcp::serve(args)),
         Command::Connect(args) => helper::connect::run(&args),
+        Command::Demo(args) => demo::run(args),
     }
 }
 

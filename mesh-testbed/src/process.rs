@@ -1,6 +1,7 @@
 //! A child process that speaks one JSON object a line and ends with us.
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
@@ -26,6 +27,8 @@ impl Process {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // Ctrl-C is ours to handle.
+            .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {what}"))?;
         let stdin = child.stdin.take();

@@ -1,6 +1,8 @@
 //! The project's own commands: `cargo xtask COMMAND`.
 
 mod apt;
+mod demo;
+mod dist;
 mod doctor;
 mod ebpf;
 mod sh;
@@ -32,6 +34,10 @@ enum Command {
         #[arg(value_enum)]
         part: Option<test::Part>,
     },
+    /// The mesh at work on this machine, in a minute.
+    Demo(demo::Args),
+    /// A release tarball: TARGET_DIR/dist/mesh-agent-VERSION-ARCH-linux.tar.gz.
+    Dist,
 }
 
 fn main() -> ExitCode {
@@ -40,6 +46,8 @@ fn main() -> ExitCode {
         Command::Doctor => doctor::run(),
         Command::BuildEbpf => ebpf::build().map(|object| println!("{}", object.display())),
         Command::Test { part } => test::run(part),
+        Command::Demo(args) => demo::run(&args),
+        Command::Dist => dist::run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
