@@ -28,7 +28,11 @@ pub(crate) fn sweep(cgroups: &Path, which: impl Fn(&Id) -> bool) {
     for path in directories(Path::new("/sys/class/net")) {
         let name = file_name(&path);
         if ours(&name) {
-            report(ip::batch(None, &format!("link del {name}\n")));
+            let deleted = ip::batch(None, &format!("link del {name}\n"));
+            // Another sweep of this process may have been faster.
+            if path.exists() {
+                report(deleted);
+            }
         }
     }
 }

@@ -57,15 +57,10 @@ pub(crate) fn is_root() -> bool {
 pub(crate) fn cargo() -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.current_dir(workspace::root());
-    let target = workspace::target_dir();
-    if target != workspace::root().join("target") {
-        // The agent's build script knows the usual place. Naming it nevertheless would build the
-        // agent anew after every cargo command that somebody types.
-        command
-            .env("CARGO_TARGET_DIR", target)
-            .env("MESH_EBPF_OBJECT", workspace::ebpf_object());
-    }
+    // The agent's build script finds the kernel programs in the target directory by itself.
+    command
+        .current_dir(workspace::root())
+        .env("CARGO_TARGET_DIR", workspace::target_dir());
     command
 }
 

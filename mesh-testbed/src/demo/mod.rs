@@ -71,9 +71,11 @@ fn perform(args: &Args) -> Result<()> {
         table(&shown, start);
         return keep::hold(&scene, &args.scripts);
     }
-    step_on(&mut shown, "the agent stops", || {
-        steps::stop_agent(&mut scene)
-    });
+    if scene.agent.is_some() {
+        step_on(&mut shown, "the agent stops", || {
+            steps::stop_agent(&mut scene)
+        });
+    }
     let name = scene.name();
     let cleaned = Instant::now();
     drop(scene);
