@@ -20,13 +20,7 @@ pub(crate) fn build() -> Result<PathBuf> {
     let build_dir = workspace::target_dir().join("bpf/build");
     let mut cargo = toolchain.cargo();
     cargo
-        .args([
-            "build",
-            "--quiet",
-            "--locked",
-            "--release",
-            "-Zbuild-std=core",
-        ])
+        .args(["build", "--locked", "--release", "-Zbuild-std=core"])
         .args(["--target", "bpfel-unknown-none"])
         .current_dir(workspace::root().join("mesh-ebpf"))
         .env("RUSTFLAGS", RUSTFLAGS)

@@ -64,7 +64,7 @@ pub(crate) fn run(part: Option<Part>) -> Result<()> {
     }
     if part != Some(Part::Lint) {
         step(&mut steps, "compile tests", || {
-            run_command(cargo().args(["test", "--workspace", "--no-run", "--quiet"])).map(|()| None)
+            run_command(cargo().args(["test", "--workspace", "--no-run"])).map(|()| None)
         });
     }
     let (interop, kernel): (Vec<_>, Vec<_>) = test_targets()?
@@ -165,7 +165,6 @@ fn lint() -> Result<()> {
     )?;
     run_command(cargo().args([
         "clippy",
-        "--quiet",
         "--workspace",
         "--all-targets",
         "--",

@@ -32,7 +32,7 @@ pub(super) fn start_agent(scene: &mut Scene) -> Result<String> {
         .arg("1s")
         .arg("--parent-shutdown")
         .arg("2s")
-        .start(&config::yaml(scene, CANARY))?;
+        .start(&config::yaml(scene, CANARY)?)?;
     let said = format!("ready; pid {}, admin on {}", agent.pid(), agent.admin());
     scene.agent = Some(agent);
     Ok(said)
@@ -200,7 +200,7 @@ pub(super) fn reload(scene: &mut Scene) -> Result<String> {
         };
         more(500)?;
         let start = Instant::now();
-        scene.agent()?.reconfigure(&config::yaml(scene, CHANGED))?;
+        scene.agent()?.reconfigure(&config::yaml(scene, CHANGED)?)?;
         // By chance 100 responses in a row are of v2 once in 10^100 under the old weights.
         let mut row = 0;
         let mut first = start;
