@@ -1,8 +1,7 @@
 //! The agent as a child process, told what to do as an operator would.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::page::{Page, request};
 use crate::testbed::NODE_CGROUP_AGENT;
 use crate::{Testbed, binary, cgroup};
 
@@ -41,15 +41,6 @@ pub struct MeshAgentBuilder {
     readiness: SocketAddr,
     args: Vec<String>,
     env: Vec<(String, String)>,
-}
-
-/// The answer of an admin page.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Page {
-    /// Status of the response.
-    pub status: u16,
-    /// Its body.
-    pub body: String,
 }
 
 impl MeshAgent {
@@ -116,7 +107,7 @@ impl MeshAgent {
     }
 
     /// Replaces the configuration at once, as a rename does. The agent takes it up on its own;
-    /// wait for what you expect of it with [`eventually`].
+    /// wait for what you expect of it with [`crate::eventually`].
     ///
     /// # Errors
     /// The file cannot be written.
@@ -308,21 +299,6 @@ impl Drop for MeshAgent {
     }
 }
 
-/// Waits until something holds; polls, so that nothing sleeps longer than it must.
-///
-/// # Errors
-/// It does not hold in time; says what was waited for.
-pub fn eventually(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + patience;
-    while !holds() {
-        if Instant::now() > deadline {
-            bail!("not within {patience:?}: {what}");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
-}
-
 fn config_path(dir: &Path) -> PathBuf {
     dir.join("mesh.yaml")
 }
@@ -330,32 +306,4 @@ fn config_path(dir: &Path) -> PathBuf {
 fn log(dir: &Path) -> String {
     let bytes = std::fs::read(dir.join("log")).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// HTTP/1.0, so that the end of the connection is the end of the body.
-fn request(to: SocketAddr, method: &str, path: &str) -> Result<Page> {
-    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))
-        .with_context(|| format!("cannot connect to {to}"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    write!(
-        stream,
-        "{method} {path} HTTP/1.0\r\nhost: {to}\r\ncontent-length: 0\r\n\r\n"
-    )?;
-    let mut bytes = Vec::new();
-    stream
-        .read_to_end(&mut bytes)
-        .with_context(|| format!("{method} {path}"))?;
-    let text = String::from_utf8_lossy(&bytes);
-    let (head, body) = text
-        .split_once("\r\n\r\n")
-        .context("no end of the headers")?;
-    let status = head
-        .split(' ')
-        .nth(1)
-        .and_then(|status| status.parse().ok())
-        .with_context(|| format!("no status in {head:?}"))?;
-    Ok(Page {
-        status,
-        body: body.to_owned(),
-    })
 }

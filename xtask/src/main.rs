@@ -5,6 +5,7 @@ mod demo;
 mod dist;
 mod doctor;
 mod ebpf;
+mod envoy;
 mod sh;
 mod test;
 mod toolchain;

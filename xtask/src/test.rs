@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything CI runs.
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::sh::{cargo, is_root, run as run_command, say, show, which};
-use crate::{apt, ebpf, workspace};
+use crate::{apt, ebpf, envoy, workspace};
 
 /// A part of the tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -38,6 +39,9 @@ struct Count {
     failed: u64,
     ignored: u64,
 }
+
+/// Variables that tests are told.
+type Env<'a> = &'a [(&'a str, &'a OsStr)];
 
 /// A row of the table at the end.
 struct Step {
@@ -72,15 +76,20 @@ pub(crate) fn run(part: Option<Part>) -> Result<()> {
         .partition(|name| name.starts_with("interop"));
     if wanted(Part::Unit) {
         step(&mut steps, "unit", || {
-            tests(&["--lib", "--bins"], &skip_log)
+            tests(&["--lib", "--bins"], &[], &skip_log)
         });
-        step(&mut steps, "documentation", || tests(&["--doc"], &skip_log));
+        step(&mut steps, "documentation", || {
+            tests(&["--doc"], &[], &skip_log)
+        });
     }
     if wanted(Part::Kernel) {
-        step(&mut steps, "kernel", || targets(&kernel, &skip_log));
+        step(&mut steps, "kernel", || targets(&kernel, &[], &skip_log));
     }
     if wanted(Part::Interop) {
-        step(&mut steps, "interop", || targets(&interop, &skip_log));
+        step(&mut steps, "interop", || {
+            let envoy = envoy::ensure().unwrap_or_default();
+            targets(&interop, &[("ENVOY_BIN", envoy.as_os_str())], &skip_log)
+        });
     }
     finish(&steps, &skip_log)
 }
@@ -206,7 +215,7 @@ fn target_name(path: &Path) -> Option<String> {
         .flatten()
 }
 
-fn targets(names: &[String], skip_log: &Path) -> Result<Option<Count>> {
+fn targets(names: &[String], env: Env<'_>, skip_log: &Path) -> Result<Option<Count>> {
     if names.is_empty() {
         say("none");
         return Ok(Some(Count::default()));
@@ -215,16 +224,17 @@ fn targets(names: &[String], skip_log: &Path) -> Result<Option<Count>> {
         .iter()
         .flat_map(|name| ["--test", name.as_str()])
         .collect();
-    tests(&args, skip_log)
+    tests(&args, env, skip_log)
 }
 
 /// cargo test with its output passed on as it comes, counted on the way.
-fn tests(args: &[&str], skip_log: &Path) -> Result<Option<Count>> {
+fn tests(args: &[&str], env: Env<'_>, skip_log: &Path) -> Result<Option<Count>> {
     let program = |name: &str| -> PathBuf { workspace::target_dir().join("debug").join(name) };
     let mut command: Command = cargo();
     command
         .args(["test", "--workspace", "--no-fail-fast"])
         .args(args)
+        .envs(env.iter().copied())
         .env("MESH_SKIP_LOG", skip_log)
         .env("MESH_TESTBED_BIN", program("mesh-testbed"))
         .env("MESH_AGENT_BIN", program("mesh-agent"))

@@ -1,0 +1,109 @@
+//! Envoy, as peer and as the reference for what a configuration means.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::page::{Page, request};
+use crate::{Pod, eventually};
+
+/// A running Envoy in a pod. Ends when dropped.
+#[derive(Debug)]
+pub struct Envoy {
+    child: Child,
+    admin: SocketAddr,
+    dir: tempfile::TempDir,
+}
+
+impl Envoy {
+    /// The program: what `ENVOY_BIN` names (`cargo xtask test interop` fetches one), else
+    /// `envoy` on `PATH`.
+    pub fn program() -> Option<PathBuf> {
+        if let Some(path) = std::env::var_os("ENVOY_BIN").filter(|path| !path.is_empty()) {
+            return Some(path.into());
+        }
+        let path = std::env::var_os("PATH")?;
+        std::env::split_paths(&path)
+            .map(|dir| dir.join("envoy"))
+            .find(|file| file.is_file())
+    }
+
+    /// Starts it with `static_resources`, in YAML, and waits until it is ready. The admin
+    /// interface is added on the given port of the pod's loopback.
+    ///
+    /// # Errors
+    /// There is no Envoy, or it rejects the configuration; its log is in the error.
+    pub fn start(pod: &Pod, static_resources: &str, admin_port: u16) -> Result<Self> {
+        let program = Self::program()
+            .context("no Envoy; type: cargo xtask test interop, or name one with ENVOY_BIN")?;
+        let dir = tempfile::tempdir().context("cannot make a directory for Envoy")?;
+        let file = dir.path().join("envoy.yaml");
+        let config = format!(
+            "admin: {{ address: {{ socket_address: \
+             {{ address: 127.0.0.1, port_value: {admin_port} }} }} }}\n{static_resources}"
+        );
+        std::fs::write(&file, config).context("cannot write Envoy's configuration")?;
+        let log = std::fs::File::create(dir.path().join("log")).context("cannot make the log")?;
+        let child = pod
+            .command(program)
+            .arg("--config-path")
+            .arg(&file)
+            .args([
+                "--disable-hot-restart",
+                "--concurrency",
+                "1",
+                "--log-level",
+                "warning",
+            ])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("cannot share the log")?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .context("cannot start Envoy")?;
+        let admin = (Ipv4Addr::LOCALHOST, admin_port).into();
+        let mut envoy = Self { child, admin, dir };
+        let mut ended = false;
+        let ready = eventually("Envoy is ready", Duration::from_secs(30), || {
+            ended = !matches!(envoy.child.try_wait(), Ok(None));
+            ended
+                || envoy
+                    .get(pod, "/ready")
+                    .is_ok_and(|page| page.status == 200)
+        });
+        if ended || ready.is_err() {
+            bail!("Envoy does not become ready; its log:\n{}", envoy.log());
+        }
+        Ok(envoy)
+    }
+
+    /// An admin page.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn get(&self, pod: &Pod, path: &str) -> Result<Page> {
+        pod.within(|| request(self.admin, "GET", path))?
+    }
+
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(self.dir.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Envoy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
