@@ -10,7 +10,7 @@ use crate::toolchain::Toolchain;
 /// The oldest kernel on which every feature works: a telling errno from connect(2).
 const KERNEL: (u32, u32) = (5, 18);
 const RUSTC: (u32, u32) = (1, 95);
-/// Numbers of capabilities: NET_ADMIN, NET_RAW is not needed, SYS_ADMIN (setns), BPF.
+/// For attaching programs, entering namespaces and loading programs, with their numbers.
 const CAPABILITIES: [(u32, &str); 3] = [
     (12, "CAP_NET_ADMIN"),
     (21, "CAP_SYS_ADMIN"),

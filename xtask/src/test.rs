@@ -58,7 +58,9 @@ pub(crate) fn run(part: Option<Part>) -> Result<()> {
     std::fs::create_dir_all(workspace::target_dir()).context("cannot make the target folder")?;
     std::fs::write(&skip_log, "").context("cannot write the log of skipped tests")?;
     let mut steps = Vec::new();
-    step(&mut steps, "prerequisites", || tools().map(|()| None));
+    if wanted(Part::Kernel) || wanted(Part::Interop) {
+        step(&mut steps, "prerequisites", || tools().map(|()| None));
+    }
     step(&mut steps, "build-ebpf", || ebpf::build().map(|_| None));
     if steps.iter().any(|step| !step.ok) {
         return finish(&steps, &skip_log);
