@@ -193,7 +193,8 @@ fn backend_at<'a>(service: &Service, number: u32) -> Option<(u32, &'a Backend)> 
     let key = SlotKey {
         svc_id: service.svc_id,
         generation: service.generation,
-        slot: number % service.slots,
+        // `%` would call a panic that never returns, which the verifier rejects.
+        slot: number.checked_rem(service.slots)?,
     };
     // SAFETY: slots and backends are written before the service that names them.
     unsafe {
