@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::sh::{run, say};
 use crate::toolchain::{Toolchain, ensure_linker};
@@ -41,9 +41,19 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(object)
 }
 
+/// rustc puts its panics into this section. They never return, so the verifier rejects the
+/// program that calls one, on every kernel; better said now than when the agent starts.
+const PANICS: &[u8] = b".text.unlikely.";
+
 /// Copies the object only when it changed: the agent embeds it and would be built anew.
 fn install(from: &Path, to: &Path) -> Result<()> {
     let new = std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if new.windows(PANICS.len()).any(|window| window == PANICS) {
+        bail!(
+            "a kernel program can panic, which the verifier rejects: look for an index, a \
+             division or a remainder that rustc cannot prove right, and use get() or checked_*()"
+        );
+    }
     if std::fs::read(to).is_ok_and(|old| old == new) {
         return Ok(());
     }
