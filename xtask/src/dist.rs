@@ -48,7 +48,11 @@ pub(crate) fn run() -> Result<()> {
 
     let tarball = dist.join(format!("{name}.tar.gz"));
     pack(&dist, &name, &tarball)?;
-    check(&dist, &name, &tarball)?;
+    if let Err(error) = check(&dist, &name, &tarball) {
+        // Nobody shall take it for a release.
+        std::fs::remove_file(&tarball).context("cannot remove the bad tarball")?;
+        return Err(error);
+    }
     let sum = ask("sha256sum", &[&tarball.to_string_lossy()])
         .and_then(|line| line.split(' ').next().map(str::to_owned))
         .context("cannot run sha256sum")?;
