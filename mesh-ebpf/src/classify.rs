@@ -12,7 +12,7 @@ use mesh_common::{
     ServiceKey, SkState, SlotKey, TCP, Verdict, sk_flags,
 };
 
-use crate::atomic::fetch_add;
+use crate::atomic::{add, fetch_add};
 use crate::maps::{BACK, CTRL, SLOTS, SVC, SVC_STATE, count};
 use crate::{capture, reserve};
 
@@ -55,7 +55,7 @@ pub(crate) fn classify(ctx: &SockAddrContext, pod: &Pod, state: &mut SkState) ->
     state.svc_id = service.svc_id;
     if let Some(counters) = SVC_STATE.get_ptr_mut(service.svc_id) {
         // SAFETY: a live, aligned map value.
-        unsafe { fetch_add(&raw mut (*counters).connects, 1) };
+        unsafe { add(&raw mut (*counters).connects, 1) };
     }
     if service.verdict == Verdict::Pass as u8 {
         count(Counter::Pass);
@@ -96,7 +96,7 @@ fn is_own(pod: &Pod, addr: &Addr) -> bool {
 fn refuse(service: &Service, why: Counter) -> Outcome {
     if let Some(counters) = SVC_STATE.get_ptr_mut(service.svc_id) {
         // SAFETY: a live, aligned map value.
-        unsafe { fetch_add(&raw mut (*counters).refused, 1) };
+        unsafe { add(&raw mut (*counters).refused, 1) };
     }
     count(why);
     Outcome::Refuse

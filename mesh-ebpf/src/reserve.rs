@@ -2,7 +2,7 @@
 
 use mesh_common::{ConnsKey, SkState, sk_flags};
 
-use crate::atomic::fetch_add;
+use crate::atomic::add;
 use crate::maps::{CONNS, SVC_STATE};
 
 /// Connections open of a service to a backend.
@@ -26,12 +26,12 @@ pub(crate) fn take(state: &mut SkState) {
     if let Some(conns) = CONNS.get_ptr_mut(key) {
         // SAFETY: live, aligned map values.
         unsafe {
-            fetch_add(&raw mut (*conns).active, 1);
-            fetch_add(&raw mut (*conns).total, 1);
+            add(&raw mut (*conns).active, 1);
+            add(&raw mut (*conns).total, 1);
         }
         if let Some(service) = SVC_STATE.get_ptr_mut(state.svc_id) {
             // SAFETY: as above.
-            unsafe { fetch_add(&raw mut (*service).active, 1) };
+            unsafe { add(&raw mut (*service).active, 1) };
         }
         state.flags |= sk_flags::RESERVED;
     }
@@ -50,10 +50,10 @@ pub(crate) fn release(state: &mut SkState) {
     };
     if let Some(conns) = CONNS.get_ptr_mut(key) {
         // SAFETY: live, aligned map values. Adding all ones is subtracting one.
-        unsafe { fetch_add(&raw mut (*conns).active, u64::MAX) };
+        unsafe { add(&raw mut (*conns).active, u64::MAX) };
     }
     if let Some(service) = SVC_STATE.get_ptr_mut(state.svc_id) {
         // SAFETY: as above.
-        unsafe { fetch_add(&raw mut (*service).active, u64::MAX) };
+        unsafe { add(&raw mut (*service).active, u64::MAX) };
     }
 }
