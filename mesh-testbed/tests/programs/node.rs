@@ -1,0 +1,241 @@
+//! A testbed with the programs attached to its cgroup.
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::programs::Program;
+use aya::programs::links::CgroupAttachMode;
+use bytemuck::{Pod as PlainOldData, Zeroable as _};
+use mesh_common::{
+    Addr, Backend, Conns, ConnsKey, Control, Counter, LbKind, OrigKey, OriginalDst, Pod, PodFlags,
+    Service, ServiceKey, ServiceState, SlotKey, TCP, Verdict,
+};
+use mesh_testbed::Testbed;
+
+const VIEW: u32 = 1;
+
+/// A key or value of a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Plain<T: Copy>(T);
+
+// SAFETY: bytemuck checked that T is plain old data, and the wrapper adds nothing.
+unsafe impl<T: PlainOldData> aya::Pod for Plain<T> {}
+
+/// Programs detach when it is dropped.
+pub(crate) struct Node {
+    pub(crate) testbed: Testbed,
+    ebpf: Ebpf,
+    services: u32,
+}
+
+impl Node {
+    pub(crate) fn new() -> Result<Self> {
+        let testbed = Testbed::new()?;
+        let object = object()?;
+        let mut ebpf = aya::EbpfLoader::new()
+            .load_file(&object)
+            .with_context(|| format!("cannot load {}", object.display()))?;
+        let cgroup = std::fs::File::open(testbed.cgroup())?;
+        let mode = CgroupAttachMode::Single;
+        for (name, program) in ebpf.programs_mut() {
+            match program {
+                Program::CgroupSockAddr(program) => {
+                    program.load().with_context(|| name.to_owned())?;
+                    program.attach(&cgroup, mode)?;
+                }
+                Program::CgroupSock(program) => {
+                    program.load().with_context(|| name.to_owned())?;
+                    program.attach(&cgroup, mode)?;
+                }
+                Program::SockOps(program) => {
+                    program.load().with_context(|| name.to_owned())?;
+                    program.attach(&cgroup, mode)?;
+                }
+                Program::SkLookup(program) => program.load().with_context(|| name.to_owned())?,
+                _ => bail!("{name} is of a kind this test does not know"),
+            }
+        }
+        Ok(Self {
+            testbed,
+            ebpf,
+            services: 0,
+        })
+    }
+
+    /// Enrols a pod.
+    pub(crate) fn enrol(&mut self, pod: &mesh_testbed::Pod) -> Result<()> {
+        let value = Pod {
+            pod_id: 1,
+            view_id: VIEW,
+            identity: 0,
+            flags: PodFlags::ALL_CIDRS | PodFlags::NO_PORT_RULES,
+            capture_id: 0,
+            own_v4: u32::from_ne_bytes(pod.ip4().octets()),
+            own_v6: Addr::from_octets(pod.ip6().octets()),
+        };
+        self.insert("PODS", cookie(pod)?, value)
+    }
+
+    /// A service with equal backends; its number.
+    pub(crate) fn service(
+        &mut self,
+        at: SocketAddr,
+        verdict: Verdict,
+        backends: &[SocketAddr],
+    ) -> Result<u32> {
+        self.services += 1;
+        let svc_id = self.services;
+        self.insert("SVC_STATE", svc_id, ServiceState::zeroed())?;
+        for (slot, backend) in (0..).zip(backends) {
+            let backend_id = svc_id * 100 + slot;
+            let value = Backend {
+                addr: addr(backend.ip()),
+                max_connections: 0,
+                port: backend.port(),
+                flags: 0,
+            };
+            self.insert("BACK", backend_id, value)?;
+            self.insert("CONNS", ConnsKey { svc_id, backend_id }, Conns::zeroed())?;
+            self.insert(
+                "SLOTS",
+                SlotKey {
+                    svc_id,
+                    generation: 1,
+                    slot,
+                },
+                backend_id,
+            )?;
+        }
+        let key = ServiceKey {
+            view_id: VIEW,
+            addr: addr(at.ip()),
+            port: at.port(),
+            proto: TCP as u16,
+        };
+        let value = Service {
+            svc_id,
+            generation: 1,
+            slots: u32::try_from(backends.len())?,
+            max_connections: 0,
+            verdict: verdict as u8,
+            lb: LbKind::RoundRobin as u8,
+            flags: 0,
+            pad: 0,
+        };
+        self.insert("SVC", key, value)?;
+        Ok(svc_id)
+    }
+
+    /// The agent says that it is alive, now.
+    pub(crate) fn heartbeat(&mut self) -> Result<()> {
+        let uptime = std::fs::read_to_string("/proc/uptime")?;
+        let seconds: f64 = uptime.split(' ').next().context("a number")?.parse()?;
+        let control = Control {
+            heartbeat_ns: (seconds * 1e9) as u64,
+            agent_cgroup: 0,
+        };
+        let mut map: Array<&mut MapData, Plain<Control>> = Array::try_from(self.map_mut("CTRL")?)?;
+        Ok(map.set(0, Plain(control), 0)?)
+    }
+
+    pub(crate) fn state(&self, svc_id: u32) -> Result<ServiceState> {
+        let map = self.ebpf.map("SVC_STATE").context("no SVC_STATE")?;
+        let map: HashMap<&MapData, u32, Plain<ServiceState>> = HashMap::try_from(map)?;
+        Ok(map.get(&svc_id, 0)?.0)
+    }
+
+    /// Where a connection from a pod to the agent wanted to go.
+    pub(crate) fn original(
+        &self,
+        pod: &mesh_testbed::Pod,
+        client: SocketAddr,
+    ) -> Result<SocketAddr> {
+        let map = self.ebpf.map("ORIG").context("no ORIG")?;
+        let map: HashMap<&MapData, Plain<OrigKey>, Plain<OriginalDst>> = HashMap::try_from(map)?;
+        let key = OrigKey {
+            netns_cookie: cookie(pod)?,
+            addr: addr(client.ip()),
+            port: client.port(),
+            pad: [0; 3],
+        };
+        let value = map.get(&Plain(key), 0)?.0;
+        let ip = std::net::Ipv6Addr::from(value.addr.octets()).to_canonical();
+        Ok(SocketAddr::new(ip, value.port))
+    }
+
+    pub(crate) fn counter(&self, counter: Counter) -> Result<u64> {
+        let map = self.ebpf.map("COUNTERS").context("no COUNTERS")?;
+        let map: PerCpuArray<&MapData, u64> = PerCpuArray::try_from(map)?;
+        Ok(map.get(&(counter as u32), 0)?.iter().sum())
+    }
+
+    fn insert<K: PlainOldData, V: PlainOldData>(
+        &mut self,
+        map: &str,
+        key: K,
+        value: V,
+    ) -> Result<()> {
+        let map: HashMap<&mut MapData, Plain<K>, Plain<V>> = HashMap::try_from(self.map_mut(map)?)?;
+        let mut map = map;
+        Ok(map.insert(Plain(key), Plain(value), 0)?)
+    }
+
+    fn map_mut(&mut self, name: &str) -> Result<&mut Map> {
+        self.ebpf
+            .map_mut(name)
+            .with_context(|| format!("no map {name}"))
+    }
+}
+
+fn addr(ip: IpAddr) -> Addr {
+    match ip {
+        IpAddr::V4(v4) => Addr::from_octets(v4.to_ipv6_mapped().octets()),
+        IpAddr::V6(v6) => Addr::from_octets(v6.octets()),
+    }
+}
+
+/// `SO_NETNS_COOKIE` of a pod.
+fn cookie(pod: &mesh_testbed::Pod) -> Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    pod.within(|| {
+        let socket = TcpListener::bind(("127.0.0.1", 0))?;
+        let mut cookie = 0u64;
+        let mut length = size_of::<u64>() as libc::socklen_t;
+        // SAFETY: the kernel writes at most `length` bytes to `cookie`, which lives on.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut length,
+            )
+        };
+        if result != 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        Ok(cookie)
+    })?
+}
+
+/// TARGET_DIR/bpf/mesh-ebpf.o, where the test is TARGET_DIR/debug/deps/NAME.
+fn object() -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let target = test
+        .ancestors()
+        .nth(3)
+        .context("the test is in a target directory")?;
+    let object = target.join("bpf/mesh-ebpf.o");
+    if !object.is_file() {
+        bail!(
+            "{} is missing; type: cargo xtask build-ebpf",
+            object.display()
+        );
+    }
+    Ok(object)
+}
