@@ -6,5 +6,6 @@
 pub mod config;
 pub mod proxy;
 pub mod snapshot;
+pub mod source;
 pub mod store;
 pub mod workload;

@@ -2,6 +2,7 @@
 
 mod apt;
 mod demo;
+mod descriptors;
 mod dist;
 mod doctor;
 mod ebpf;
@@ -35,6 +36,8 @@ enum Command {
         #[arg(value_enum)]
         part: Option<test::Part>,
     },
+    /// Make proto/descriptors.bin anew from the definitions that ship with Envoy's messages.
+    GenDescriptors,
     /// The mesh at work on this machine, in a minute.
     Demo(demo::Args),
     /// A release tarball: TARGET_DIR/dist/mesh-agent-VERSION-ARCH-linux.tar.gz.
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Doctor => doctor::run(),
         Command::BuildEbpf => ebpf::build().map(|object| println!("{}", object.display())),
         Command::Test { part } => test::run(part),
+        Command::GenDescriptors => descriptors::run(),
         Command::Demo(args) => demo::run(&args),
         Command::Dist => dist::run(),
     };

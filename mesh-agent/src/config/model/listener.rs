@@ -47,7 +47,7 @@ pub struct ListenAddress {
 }
 
 /// Which side of a connection a listener serves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum TrafficDirection {
     /// Connections pods make. Also what `UNSPECIFIED` means here.
     #[default]

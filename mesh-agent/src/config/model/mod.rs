@@ -6,6 +6,7 @@
 //! is left to do per request.
 
 pub mod cluster;
+pub mod domains;
 pub mod endpoint;
 pub mod headers;
 pub mod listener;

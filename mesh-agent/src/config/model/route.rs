@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 
+use super::domains::DomainIndex;
 use super::headers::HeaderMutations;
 use super::matcher::{HeaderMatcher, QueryMatcher, SafeRegex};
 use super::{Fraction, Name};
@@ -15,8 +16,10 @@ use super::{Fraction, Name};
 pub struct RouteConfiguration {
     /// Unique among the route configurations of a view; may be empty when inline.
     pub name: Name,
-    /// In order of the configuration; selected by domain (exact, suffix, prefix, `*`).
+    /// In order of the configuration; selected by domain through `domains`.
     pub virtual_hosts: Vec<Arc<VirtualHost>>,
+    /// The virtual hosts by domain.
+    pub domains: DomainIndex,
     /// Mutations of every request.
     pub request_headers: HeaderMutations,
     /// Mutations of every response.
@@ -27,6 +30,46 @@ pub struct RouteConfiguration {
     pub ignore_port_in_host_matching: bool,
     /// Routes to clusters that do not exist are refused when loading (default: only inline).
     pub validate_clusters: bool,
+}
+
+impl RouteConfiguration {
+    /// The virtual host that serves a `:authority`.
+    pub fn virtual_host(&self, authority: &str) -> Option<&Arc<VirtualHost>> {
+        let host = if self.ignore_port_in_host_matching {
+            without_port(authority)
+        } else {
+            authority
+        };
+        self.domains.find(host)
+    }
+
+    /// Every cluster the routes name, with the place that names it.
+    pub fn clusters(&self) -> impl Iterator<Item = (String, &Name)> {
+        self.virtual_hosts.iter().enumerate().flat_map(|(v, host)| {
+            host.routes.iter().enumerate().flat_map(move |(r, route)| {
+                let at = format!("virtual_hosts[{v}].routes[{r}].route");
+                match &route.action {
+                    RouteAction::Forward(forward) => forward.cluster.names(&at),
+                    _ => Vec::new(),
+                }
+            })
+        })
+    }
+}
+
+/// A host without its port. Brackets of IPv6 addresses stay.
+pub fn without_port(authority: &str) -> &str {
+    match authority.rfind(':') {
+        Some(colon) if !authority[colon..].contains(']') => {
+            let digits = &authority[colon + 1..];
+            if digits.bytes().all(|byte| byte.is_ascii_digit()) {
+                &authority[..colon]
+            } else {
+                authority
+            }
+        }
+        _ => authority,
+    }
 }
 
 /// Envoy's `VirtualHost`.
@@ -154,6 +197,26 @@ pub enum ClusterSpecifier {
     Header(http::HeaderName),
     /// By weight.
     Weighted(WeightedClusters),
+}
+
+impl ClusterSpecifier {
+    fn names(&self, at: &str) -> Vec<(String, &Name)> {
+        match self {
+            Self::Cluster(name) => vec![(format!("{at}.cluster"), name)],
+            Self::Header(_) => Vec::new(),
+            Self::Weighted(weighted) => weighted
+                .clusters
+                .iter()
+                .enumerate()
+                .map(|(i, cluster)| {
+                    (
+                        format!("{at}.weighted_clusters.clusters[{i}].name"),
+                        &cluster.name,
+                    )
+                })
+                .collect(),
+        }
+    }
 }
 
 /// Clusters by weight.

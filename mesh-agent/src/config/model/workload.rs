@@ -45,7 +45,7 @@ pub enum NetnsSource {
 }
 
 /// The capture settings of istio-init, under istio-init's names.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Capture {
     /// `-i`, `traffic.sidecar.istio.io/includeOutboundIPRanges`. Default: all.
     pub include_outbound_cidrs: AllOr<IpNet>,
@@ -75,7 +75,7 @@ impl Default for Capture {
 }
 
 /// `*` or a list.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum AllOr<T> {
     /// `*`
     All,

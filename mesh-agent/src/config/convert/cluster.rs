@@ -1,0 +1,420 @@
+//! Clusters.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::common_lb_config::LocalityConfigSpecifier;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, DiscoveryType, DnsLookupFamily as PbFamily, LbConfig,
+    LbPolicy as PbPolicy,
+};
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
+    UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+};
+
+use crate::config::model::cluster::{
+    CircuitBreakers, Cluster, Discovery, DnsLookupFamily, DnsOptions, Http2Options, LbPolicy,
+    OriginalDst, TcpKeepalive, Thresholds, UpstreamProtocol, UpstreamTransport,
+};
+use crate::config::model::endpoint::LoadAssignment;
+
+use super::{Converted, Problems, decode, duration, endpoint, timeout, type_name};
+
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+/// A cluster.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn cluster(message: &pb::Cluster) -> Converted<Cluster> {
+    let mut problems = Problems::of("envoy.config.cluster.v3.Cluster", message);
+    let converted = convert(message, &mut problems);
+    match converted {
+        Some(value) => problems.finish(|| value),
+        None => Err(problems.0),
+    }
+}
+
+fn convert(message: &pb::Cluster, problems: &mut Problems) -> Option<Cluster> {
+    if message.name.is_empty() {
+        problems.push("name", "a name is missing");
+    }
+    let common = message.common_lb_config.clone().unwrap_or_default();
+    let http = http_options(message, problems);
+    let circuit_breakers = circuit_breakers(message.circuit_breakers.as_ref(), problems);
+    let source_address = source_address(message.upstream_bind_config.as_ref(), problems);
+    Some(Cluster {
+        name: message.name.as_str().into(),
+        discovery: discovery(message, problems)?,
+        lb: lb_policy(message, problems)?,
+        panic_threshold_percent: common
+            .healthy_panic_threshold
+            .as_ref()
+            .map_or(50.0, |percent| percent.value),
+        locality_weighted: matches!(
+            common.locality_config_specifier,
+            Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
+        ),
+        connect_timeout: timeout(
+            message.connect_timeout.as_ref(),
+            None,
+            "connect_timeout",
+            problems,
+        )
+        .unwrap_or(Duration::from_secs(5)),
+        protocol: http.protocol,
+        circuit_breakers,
+        max_requests_per_connection: http.max_requests,
+        idle_timeout: http.idle_timeout,
+        tcp_keepalive: keepalive(message, problems),
+        source_address,
+        transport: UpstreamTransport::Plain,
+        close_connections_on_host_removal: message.close_connections_on_host_health_failure,
+    })
+}
+
+fn discovery(message: &pb::Cluster, problems: &mut Problems) -> Option<Discovery> {
+    let kind = match &message.cluster_discovery_type {
+        None => DiscoveryType::Static,
+        Some(ClusterDiscoveryType::Type(kind)) => {
+            DiscoveryType::try_from(*kind).unwrap_or(DiscoveryType::Static)
+        }
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            problems.push(
+                "cluster_type",
+                format!("{} is not supported yet", custom.name),
+            );
+            return None;
+        }
+    };
+    let dns = DnsOptions {
+        refresh_rate: message
+            .dns_refresh_rate
+            .as_ref()
+            .map_or(Duration::from_secs(5), |rate| {
+                duration(rate, "dns_refresh_rate", problems)
+            }),
+        respect_ttl: message.respect_dns_ttl,
+        lookup_family: match PbFamily::try_from(message.dns_lookup_family) {
+            Ok(PbFamily::V4Only) => DnsLookupFamily::V4Only,
+            Ok(PbFamily::V6Only) => DnsLookupFamily::V6Only,
+            Ok(PbFamily::V4Preferred) => DnsLookupFamily::V4Preferred,
+            Ok(PbFamily::All) => DnsLookupFamily::All,
+            _ => DnsLookupFamily::Auto,
+        },
+    };
+    let names = matches!(kind, DiscoveryType::StrictDns | DiscoveryType::LogicalDns);
+    match kind {
+        DiscoveryType::Static => Some(Discovery::Static(assignment(message, names, problems))),
+        DiscoveryType::StrictDns => Some(Discovery::StrictDns {
+            assignment: assignment(message, names, problems),
+            dns,
+        }),
+        DiscoveryType::LogicalDns => {
+            let assignment = assignment(message, names, problems);
+            let endpoints: usize = assignment
+                .localities
+                .iter()
+                .map(|locality| locality.endpoints.len())
+                .sum();
+            if endpoints != 1 {
+                problems.hint(
+                    "load_assignment.endpoints",
+                    format!("a LOGICAL_DNS cluster has exactly one endpoint, not {endpoints}"),
+                    "use STRICT_DNS for several",
+                );
+            }
+            Some(Discovery::LogicalDns { assignment, dns })
+        }
+        DiscoveryType::Eds => {
+            let service = message
+                .eds_cluster_config
+                .as_ref()
+                .map(|config| config.service_name.as_str())
+                .filter(|name| !name.is_empty())
+                .unwrap_or(&message.name);
+            if message.load_assignment.is_some() {
+                problems.hint(
+                    "load_assignment",
+                    "an EDS cluster has no inline endpoints",
+                    "put them under static_resources.endpoints, or make the cluster STATIC",
+                );
+            }
+            Some(Discovery::Eds {
+                service_name: service.into(),
+            })
+        }
+        DiscoveryType::OriginalDst => {
+            if message.load_assignment.is_some() {
+                problems.push(
+                    "load_assignment",
+                    "an ORIGINAL_DST cluster has no endpoints",
+                );
+            }
+            Some(Discovery::OriginalDst(original_dst(message, problems)))
+        }
+    }
+}
+
+fn assignment(message: &pb::Cluster, names: bool, problems: &mut Problems) -> Arc<LoadAssignment> {
+    let empty = LoadAssignment {
+        cluster_name: message.name.as_str().into(),
+        localities: Vec::new(),
+        overprovisioning_factor: 140,
+    };
+    Arc::new(match &message.load_assignment {
+        Some(assignment) => endpoint::convert(assignment, names, "load_assignment", problems),
+        None => empty,
+    })
+}
+
+fn original_dst(message: &pb::Cluster, problems: &mut Problems) -> OriginalDst {
+    let Some(LbConfig::OriginalDstLbConfig(config)) = &message.lb_config else {
+        return OriginalDst::default();
+    };
+    let path = "original_dst_lb_config";
+    let header = if config.use_http_header {
+        let name = if config.http_header_name.is_empty() {
+            "x-envoy-original-dst-host"
+        } else {
+            &config.http_header_name
+        };
+        http::HeaderName::try_from(name).ok().or_else(|| {
+            problems.push(format!("{path}.http_header_name"), "is not a header name");
+            None
+        })
+    } else {
+        None
+    };
+    let port_override = config.upstream_port_override.as_ref().and_then(|port| {
+        u16::try_from(port.value).ok().or_else(|| {
+            problems.push(format!("{path}.upstream_port_override"), "is not a port");
+            None
+        })
+    });
+    OriginalDst {
+        http_header: header,
+        port_override,
+    }
+}
+
+fn lb_policy(message: &pb::Cluster, problems: &mut Problems) -> Option<LbPolicy> {
+    if let Some(policy) = &message.load_balancing_policy {
+        return typed_policy(policy, problems);
+    }
+    match PbPolicy::try_from(message.lb_policy) {
+        Ok(PbPolicy::RoundRobin) => Some(LbPolicy::RoundRobin),
+        Ok(PbPolicy::Random) => Some(LbPolicy::Random),
+        Ok(PbPolicy::ClusterProvided) => Some(LbPolicy::ClusterProvided),
+        Ok(PbPolicy::LeastRequest) => {
+            let choices = match &message.lb_config {
+                Some(LbConfig::LeastRequestLbConfig(config)) => {
+                    config.choice_count.as_ref().map_or(2, |count| count.value)
+                }
+                _ => 2,
+            };
+            least_request(choices, "least_request_lb_config.choice_count", problems)
+        }
+        Ok(other) => {
+            problems.hint(
+                "lb_policy",
+                format!("{} is not supported yet", other.as_str_name()),
+                "use ROUND_ROBIN, RANDOM or LEAST_REQUEST",
+            );
+            None
+        }
+        Err(_) => {
+            problems.push("lb_policy", "unknown policy");
+            None
+        }
+    }
+}
+
+/// The first policy that is known here, as Envoy does.
+fn typed_policy(policy: &pb::LoadBalancingPolicy, problems: &mut Problems) -> Option<LbPolicy> {
+    for (index, policy) in policy.policies.iter().enumerate() {
+        let Some(any) = policy
+            .typed_extension_config
+            .as_ref()
+            .and_then(|config| config.typed_config.as_ref())
+        else {
+            continue;
+        };
+        match type_name(any) {
+            "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin" => {
+                return Some(LbPolicy::RoundRobin);
+            }
+            "envoy.extensions.load_balancing_policies.random.v3.Random" => {
+                return Some(LbPolicy::Random);
+            }
+            "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest" => {
+                let path = format!("load_balancing_policy.policies[{index}]");
+                let config: LeastRequest = decode(any, &path, problems)?;
+                let choices = config.choice_count.as_ref().map_or(2, |count| count.value);
+                return least_request(choices, &path, problems);
+            }
+            _ => {}
+        }
+    }
+    problems.hint(
+        "load_balancing_policy",
+        "none of the policies is supported yet",
+        "use round_robin, random or least_request",
+    );
+    None
+}
+
+fn least_request(choice_count: u32, path: &str, problems: &mut Problems) -> Option<LbPolicy> {
+    if choice_count < 2 {
+        problems.push(path, "must be 2 at least");
+        return None;
+    }
+    Some(LbPolicy::LeastRequest { choice_count })
+}
+
+struct HttpOptions {
+    protocol: UpstreamProtocol,
+    idle_timeout: Option<Duration>,
+    max_requests: Option<u32>,
+}
+
+fn http_options(message: &pb::Cluster, problems: &mut Problems) -> HttpOptions {
+    let mut common = message.common_http_protocol_options;
+    let mut protocol = match &message.http2_protocol_options {
+        Some(options) => UpstreamProtocol::Http2(http2(options)),
+        None => UpstreamProtocol::Http1,
+    };
+    for (name, any) in &message.typed_extension_protocol_options {
+        let path = format!("typed_extension_protocol_options[{name}]");
+        if type_name(any) != HTTP_OPTIONS {
+            problems.push(path, format!("{} is not supported yet", type_name(any)));
+            continue;
+        }
+        let Some(options) = decode::<HttpProtocolOptions>(any, &path, problems) else {
+            continue;
+        };
+        common = options.common_http_protocol_options.or(common);
+        protocol = match options.upstream_protocol_options {
+            Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
+                match explicit.protocol_config {
+                    Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
+                        UpstreamProtocol::Http2(http2(&options))
+                    }
+                    Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                        problems.push(&path, "HTTP/3 is not supported");
+                        continue;
+                    }
+                    Some(ProtocolConfig::HttpProtocolOptions(_)) | None => UpstreamProtocol::Http1,
+                }
+            }
+            Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(options)) => {
+                let options = options.http2_protocol_options.as_ref().map(http2);
+                UpstreamProtocol::Downstream(options.unwrap_or_default())
+            }
+            Some(UpstreamProtocolOptions::AutoConfig(_)) | None => {
+                problems.hint(
+                    &path,
+                    "the upstream protocol is missing or automatic",
+                    "set explicit_http_config or use_downstream_protocol_config",
+                );
+                continue;
+            }
+        };
+    }
+    let common = common.unwrap_or_default();
+    let max_requests = common
+        .max_requests_per_connection
+        .as_ref()
+        .or(message.max_requests_per_connection.as_ref())
+        .map(|value| value.value);
+    HttpOptions {
+        protocol,
+        idle_timeout: timeout(
+            common.idle_timeout.as_ref(),
+            Some(Duration::from_secs(3600)),
+            "common_http_protocol_options.idle_timeout",
+            problems,
+        ),
+        max_requests: max_requests.filter(|max| *max > 0),
+    }
+}
+
+fn http2(options: &core::Http2ProtocolOptions) -> Http2Options {
+    let value = |value: &Option<envoy_types::pb::google::protobuf::UInt32Value>| {
+        value.as_ref().map(|value| value.value)
+    };
+    Http2Options {
+        max_concurrent_streams: value(&options.max_concurrent_streams),
+        initial_stream_window_bytes: value(&options.initial_stream_window_size),
+        initial_connection_window_bytes: value(&options.initial_connection_window_size),
+    }
+}
+
+fn circuit_breakers(
+    message: Option<&pb::CircuitBreakers>,
+    problems: &mut Problems,
+) -> CircuitBreakers {
+    let mut breakers = CircuitBreakers::default();
+    for (i, limits) in message
+        .iter()
+        .flat_map(|message| &message.thresholds)
+        .enumerate()
+    {
+        let thresholds = match core::RoutingPriority::try_from(limits.priority) {
+            Ok(core::RoutingPriority::Default) => &mut breakers.default,
+            Ok(core::RoutingPriority::High) => &mut breakers.high,
+            Err(_) => {
+                let path = format!("circuit_breakers.thresholds[{i}].priority");
+                problems.push(path, "unknown priority");
+                continue;
+            }
+        };
+        let default = Thresholds::default();
+        let limit = |value: &Option<envoy_types::pb::google::protobuf::UInt32Value>, default| {
+            value.as_ref().map_or(default, |value| value.value)
+        };
+        *thresholds = Thresholds {
+            max_connections: limit(&limits.max_connections, default.max_connections),
+            max_pending_requests: limit(&limits.max_pending_requests, default.max_pending_requests),
+            max_requests: limit(&limits.max_requests, default.max_requests),
+            max_retries: limit(&limits.max_retries, default.max_retries),
+            configured: true,
+        };
+    }
+    breakers
+}
+
+fn source_address(message: Option<&core::BindConfig>, problems: &mut Problems) -> Option<IpAddr> {
+    let source = message?.source_address.as_ref()?;
+    match source.address.parse() {
+        Ok(ip) => Some(ip),
+        Err(_) => {
+            let path = "upstream_bind_config.source_address.address";
+            problems.push(path, format!("{:?} is not an IP address", source.address));
+            None
+        }
+    }
+}
+
+fn keepalive(message: &pb::Cluster, _problems: &mut Problems) -> Option<TcpKeepalive> {
+    let options = message
+        .upstream_connection_options
+        .as_ref()?
+        .tcp_keepalive
+        .as_ref()?;
+    let seconds = |value: &Option<envoy_types::pb::google::protobuf::UInt32Value>| {
+        value
+            .as_ref()
+            .map(|value| Duration::from_secs(value.value.into()))
+    };
+    Some(TcpKeepalive {
+        probes: options.keepalive_probes.as_ref().map(|probes| probes.value),
+        time: seconds(&options.keepalive_time),
+        interval: seconds(&options.keepalive_interval),
+    })
+}

@@ -1,0 +1,139 @@
+//! Load assignments.
+
+use envoy_types::pb::envoy::config::core::v3::HealthStatus;
+use envoy_types::pb::envoy::config::endpoint::v3 as pb;
+use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
+
+use crate::config::model::endpoint::{
+    Endpoint, Health, LoadAssignment, Locality, LocalityEndpoints,
+};
+
+use super::{Converted, Problems, address};
+
+/// Envoy's default overprovisioning factor, in percent.
+const OVERPROVISIONING: u32 = 140;
+
+/// Endpoints of an EDS cluster.
+///
+/// # Errors
+/// Everything that is wrong with them.
+pub fn load_assignment(message: &pb::ClusterLoadAssignment) -> Converted<LoadAssignment> {
+    let mut problems = Problems::of("envoy.config.endpoint.v3.ClusterLoadAssignment", message);
+    let assignment = convert(message, false, "", &mut problems);
+    problems.finish(|| assignment)
+}
+
+/// As [`load_assignment`], for one that is part of a cluster.
+pub(super) fn convert(
+    message: &pb::ClusterLoadAssignment,
+    names: bool,
+    path: &str,
+    problems: &mut Problems,
+) -> LoadAssignment {
+    let join = |field: &str| crate::config::error::join(path, field);
+    if message.cluster_name.is_empty() {
+        problems.push(join("cluster_name"), "a name is missing");
+    }
+    let localities: Vec<LocalityEndpoints> = message
+        .endpoints
+        .iter()
+        .enumerate()
+        .map(|(i, group)| locality(group, names, &join(&format!("endpoints[{i}]")), problems))
+        .collect();
+    let highest = localities
+        .iter()
+        .map(|group| group.priority)
+        .max()
+        .unwrap_or(0);
+    for priority in 0..highest {
+        if !localities.iter().any(|group| group.priority == priority) {
+            problems.push(
+                join("endpoints"),
+                format!("priority {priority} is missing: priorities count up from 0 without gaps"),
+            );
+        }
+    }
+    let factor = message
+        .policy
+        .as_ref()
+        .and_then(|policy| policy.overprovisioning_factor.as_ref())
+        .map_or(OVERPROVISIONING, |factor| factor.value);
+    LoadAssignment {
+        cluster_name: message.cluster_name.as_str().into(),
+        localities,
+        overprovisioning_factor: factor,
+    }
+}
+
+fn locality(
+    message: &pb::LocalityLbEndpoints,
+    names: bool,
+    path: &str,
+    problems: &mut Problems,
+) -> LocalityEndpoints {
+    if message.priority > 128 {
+        problems.push(format!("{path}.priority"), "must be 128 at most");
+    }
+    let locality = message.locality.clone().unwrap_or_default();
+    let endpoints = message
+        .lb_endpoints
+        .iter()
+        .enumerate()
+        .filter_map(|(i, endpoint)| {
+            self::endpoint(
+                endpoint,
+                names,
+                &format!("{path}.lb_endpoints[{i}]"),
+                problems,
+            )
+        })
+        .collect();
+    LocalityEndpoints {
+        locality: Locality {
+            region: locality.region.as_str().into(),
+            zone: locality.zone.as_str().into(),
+            sub_zone: locality.sub_zone.as_str().into(),
+        },
+        priority: message.priority.min(128),
+        weight: message
+            .load_balancing_weight
+            .as_ref()
+            .map(|weight| weight.value),
+        endpoints,
+    }
+}
+
+fn endpoint(
+    message: &pb::LbEndpoint,
+    names: bool,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<Endpoint> {
+    let Some(HostIdentifier::Endpoint(endpoint)) = &message.host_identifier else {
+        problems.push(path, "endpoint is missing");
+        return None;
+    };
+    let weight = message
+        .load_balancing_weight
+        .as_ref()
+        .map_or(1, |weight| weight.value);
+    if weight == 0 {
+        problems.push(
+            format!("{path}.load_balancing_weight"),
+            "must be 1 at least",
+        );
+    }
+    let at = format!("{path}.endpoint.address");
+    Some(Endpoint {
+        address: address::address(endpoint.address.as_ref(), names, &at, problems)?,
+        hostname: endpoint.hostname.as_str().into(),
+        weight,
+        health: match HealthStatus::try_from(message.health_status) {
+            Ok(HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout) => {
+                Health::Unhealthy
+            }
+            Ok(HealthStatus::Degraded) => Health::Degraded,
+            _ => Health::Healthy,
+        },
+    })
+}

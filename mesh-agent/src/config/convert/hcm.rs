@@ -1,0 +1,215 @@
+//! HTTP connection managers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
+    CodecType, RouteSpecifier, ServerHeaderTransformation, StripPortMode,
+};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
+use envoy_types::pb::google::protobuf::BoolValue;
+
+use crate::config::model::listener::{
+    Codec, HttpConnectionManager, HttpFilter, HttpFilterKind, RouteSource, ServerHeader, StripPort,
+};
+
+use super::{Problems, route, timeout, type_name};
+
+const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+
+/// HTTP filters accepted without effect: telemetry of others.
+const IGNORED: &[&str] = &[
+    "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
+    "istio.metadata_exchange",
+    "istio.peer_metadata",
+    "istio.stats",
+    "istio.alpn",
+    "envoy.filters.http.grpc_stats",
+];
+
+pub(super) fn convert(
+    message: &pb::HttpConnectionManager,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<HttpConnectionManager> {
+    let routes = match &message.route_specifier {
+        Some(RouteSpecifier::RouteConfig(config)) => {
+            route::convert(config, &format!("{path}.route_config"), problems)
+                .map(|config| RouteSource::Inline(Arc::new(config)))
+        }
+        Some(RouteSpecifier::Rds(rds)) if !rds.route_config_name.is_empty() => {
+            Some(RouteSource::Rds(rds.route_config_name.as_str().into()))
+        }
+        Some(RouteSpecifier::Rds(_)) => {
+            problems.push(format!("{path}.rds.route_config_name"), "a name is missing");
+            None
+        }
+        _ => {
+            problems.push(path, "routes are missing: route_config or rds");
+            None
+        }
+    };
+    let common = message.common_http_protocol_options.unwrap_or_default();
+    let http1 = message.http_protocol_options.clone().unwrap_or_default();
+    let http2 = message.http2_protocol_options.clone().unwrap_or_default();
+    let truth = |value: &Option<BoolValue>, default| value.as_ref().map_or(default, |v| v.value);
+    let mut time =
+        |value: &Option<envoy_types::pb::google::protobuf::Duration>, default, field: &str| {
+            timeout(
+                value.as_ref(),
+                default,
+                &format!("{path}.{field}"),
+                problems,
+            )
+        };
+    let stream_idle_timeout = time(
+        &message.stream_idle_timeout,
+        Some(Duration::from_secs(300)),
+        "stream_idle_timeout",
+    );
+    let request_timeout = time(&message.request_timeout, None, "request_timeout");
+    let request_headers_timeout = time(
+        &message.request_headers_timeout,
+        None,
+        "request_headers_timeout",
+    );
+    let drain_timeout = time(
+        &message.drain_timeout,
+        Some(Duration::from_secs(5)),
+        "drain_timeout",
+    );
+    let idle_timeout = time(
+        &common.idle_timeout,
+        Some(Duration::from_secs(3600)),
+        "common_http_protocol_options.idle_timeout",
+    );
+    let max_connection_duration = time(
+        &common.max_connection_duration,
+        None,
+        "common_http_protocol_options.max_connection_duration",
+    );
+    let http_filters = http_filters(&message.http_filters, path, problems);
+    Some(HttpConnectionManager {
+        stat_prefix: message.stat_prefix.as_str().into(),
+        codec: match CodecType::try_from(message.codec_type) {
+            Ok(CodecType::Http1) => Codec::Http1,
+            Ok(CodecType::Http2) => Codec::Http2,
+            Ok(CodecType::Http3) => {
+                problems.push(format!("{path}.codec_type"), "HTTP3 is not supported");
+                Codec::Auto
+            }
+            _ => Codec::Auto,
+        },
+        routes: routes?,
+        server_name: if message.server_name.is_empty() {
+            "envoy".into()
+        } else {
+            message.server_name.as_str().into()
+        },
+        server_header: match ServerHeaderTransformation::try_from(
+            message.server_header_transformation,
+        ) {
+            Ok(ServerHeaderTransformation::AppendIfAbsent) => ServerHeader::AppendIfAbsent,
+            Ok(ServerHeaderTransformation::PassThrough) => ServerHeader::PassThrough,
+            _ => ServerHeader::Overwrite,
+        },
+        use_remote_address: truth(&message.use_remote_address, false),
+        skip_xff_append: message.skip_xff_append,
+        xff_num_trusted_hops: message.xff_num_trusted_hops,
+        generate_request_id: truth(&message.generate_request_id, true),
+        preserve_external_request_id: message.preserve_external_request_id,
+        always_set_request_id_in_response: message.always_set_request_id_in_response,
+        stream_idle_timeout,
+        request_timeout,
+        request_headers_timeout,
+        idle_timeout,
+        max_connection_duration,
+        max_requests_per_connection: common
+            .max_requests_per_connection
+            .as_ref()
+            .map(|value| value.value)
+            .filter(|value| *value > 0),
+        max_request_headers_kib: message
+            .max_request_headers_kb
+            .as_ref()
+            .map_or(60, |value| value.value),
+        max_headers_count: common
+            .max_headers_count
+            .as_ref()
+            .map_or(100, |value| value.value),
+        max_concurrent_streams: http2
+            .max_concurrent_streams
+            .as_ref()
+            .map_or(1024, |value| value.value),
+        upgrades: message
+            .upgrade_configs
+            .iter()
+            .filter(|upgrade| truth(&upgrade.enabled, true))
+            .map(|upgrade| upgrade.upgrade_type.to_ascii_lowercase().into())
+            .collect(),
+        normalize_path: truth(&message.normalize_path, false),
+        merge_slashes: message.merge_slashes,
+        strip_port: match (&message.strip_port_mode, message.strip_matching_host_port) {
+            (Some(StripPortMode::StripAnyHostPort(true)), _) => StripPort::Any,
+            (_, true) => StripPort::Matching,
+            _ => StripPort::No,
+        },
+        accept_http_10: http1.accept_http_10,
+        default_host_for_http_10: (!http1.default_host_for_http_10.is_empty())
+            .then(|| http1.default_host_for_http_10.as_str().into()),
+        via: (!message.via.is_empty()).then(|| message.via.as_str().into()),
+        drain_timeout: drain_timeout.unwrap_or_default(),
+        http_filters,
+    })
+}
+
+fn http_filters(
+    filters: &[pb::HttpFilter],
+    path: &str,
+    problems: &mut Problems,
+) -> Vec<HttpFilter> {
+    let mut known = Vec::new();
+    let mut routed = false;
+    for (i, filter) in filters.iter().enumerate() {
+        let path = format!("{path}.http_filters[{i}]");
+        let kind = match &filter.config_type {
+            Some(ConfigType::TypedConfig(any)) => type_name(any),
+            _ => "",
+        };
+        if routed {
+            problems.push(&path, "stands behind the router, which ends the chain");
+            continue;
+        }
+        if kind == ROUTER || filter.name == "envoy.filters.http.router" {
+            routed = true;
+        } else if IGNORED.contains(&kind) || IGNORED.contains(&filter.name.as_str()) {
+            known.push(HttpFilter {
+                name: filter.name.as_str().into(),
+                kind: HttpFilterKind::Ignored,
+            });
+        } else if !filter.is_optional {
+            problems.hint(
+                &path,
+                format!("HTTP filter {} ({kind}) is not supported yet", filter.name),
+                "remove it, or mark it is_optional if requests may pass without it",
+            );
+        } else if kind.contains(".rbac.") || kind.contains("authz") || kind.contains("jwt") {
+            problems.push(
+                &path,
+                format!(
+                    "HTTP filter {} decides about access and is not supported yet",
+                    filter.name
+                ),
+            );
+        }
+    }
+    if !routed {
+        problems.hint(
+            format!("{path}.http_filters"),
+            "the router is missing",
+            "end the list with envoy.filters.http.router",
+        );
+    }
+    known
+}

@@ -1,0 +1,305 @@
+//! Listeners and filter chains.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3::TrafficDirection as PbDirection;
+use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
+use envoy_types::pb::envoy::config::listener::v3::listener_filter;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager as PbHcm;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
+
+use crate::config::model::listener::{
+    DownstreamTransport, FilterChain, FilterChainMatch, Inspectors, ListenAddress, Listener,
+    SourceType, TcpProxy, TcpWeightedCluster, Terminal, TrafficDirection,
+};
+
+use super::{Converted, Problems, address, decode, hcm, timeout, type_name};
+
+/// Network filters accepted without effect: they only feed Istio's own telemetry.
+const IGNORED_NETWORK_FILTERS: &[&str] = &[
+    "istio.metadata_exchange",
+    "istio.peer_metadata",
+    "istio.stats",
+    "envoy.filters.network.metadata_exchange",
+];
+
+/// A listener.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn listener(message: &pb::Listener) -> Converted<Listener> {
+    let mut problems = Problems::of("envoy.config.listener.v3.Listener", message);
+    let converted = convert(message, &mut problems);
+    problems.finish(|| converted)
+}
+
+fn convert(message: &pb::Listener, problems: &mut Problems) -> Listener {
+    let name = if message.name.is_empty() {
+        problems.push("name", "a name is missing");
+        ""
+    } else {
+        &message.name
+    };
+    let mut addresses = Vec::new();
+    let mut listen = |message, path: &str, problems: &mut Problems| {
+        if let Some(address) = address::literal(message, path, problems) {
+            addresses.push(ListenAddress {
+                ip: address.ip(),
+                port: address.port(),
+            });
+        }
+    };
+    listen(message.address.as_ref(), "address", problems);
+    for (i, additional) in message.additional_addresses.iter().enumerate() {
+        let path = format!("additional_addresses[{i}].address");
+        listen(additional.address.as_ref(), &path, problems);
+    }
+    if message.filter_chains.is_empty() && message.default_filter_chain.is_none() {
+        problems.push("filter_chains", "at least one filter chain is needed");
+    }
+    let filter_chains: Vec<FilterChain> = message
+        .filter_chains
+        .iter()
+        .enumerate()
+        .filter_map(|(i, chain)| filter_chain(chain, &format!("filter_chains[{i}]"), problems))
+        .collect();
+    for (i, chain) in filter_chains.iter().enumerate() {
+        let same = filter_chains[..i]
+            .iter()
+            .position(|other| other.matcher == chain.matcher);
+        if let Some(first) = same {
+            problems.hint(
+                format!("filter_chains[{i}].filter_chain_match"),
+                format!("matches the same connections as filter_chains[{first}]"),
+                "give every chain a match of its own",
+            );
+        }
+    }
+    let default_filter_chain = message
+        .default_filter_chain
+        .as_ref()
+        .and_then(|chain| filter_chain(chain, "default_filter_chain", problems));
+    Listener {
+        name: name.into(),
+        addresses,
+        direction: match PbDirection::try_from(message.traffic_direction) {
+            Ok(PbDirection::Inbound) => TrafficDirection::Inbound,
+            _ => TrafficDirection::Outbound,
+        },
+        use_original_dst: message
+            .use_original_dst
+            .as_ref()
+            .is_some_and(|value| value.value),
+        filter_chains,
+        default_filter_chain,
+        inspect: inspectors(message, problems),
+        listener_filters_timeout: timeout(
+            message.listener_filters_timeout.as_ref(),
+            Some(Duration::from_secs(15)),
+            "listener_filters_timeout",
+            problems,
+        ),
+        continue_on_listener_filters_timeout: message.continue_on_listener_filters_timeout,
+    }
+}
+
+fn inspectors(message: &pb::Listener, problems: &mut Problems) -> Inspectors {
+    let mut inspect = Inspectors::default();
+    for (i, filter) in message.listener_filters.iter().enumerate() {
+        let any = match &filter.config_type {
+            Some(listener_filter::ConfigType::TypedConfig(any)) => type_name(any),
+            _ => "",
+        };
+        match (filter.name.as_str(), any) {
+            (_, "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector")
+            | ("envoy.filters.listener.tls_inspector", _) => inspect.tls = true,
+            (_, "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector")
+            | ("envoy.filters.listener.http_inspector", _) => inspect.http = true,
+            // The kernel programs tell the original destination.
+            (_, "envoy.extensions.filters.listener.original_dst.v3.OriginalDst")
+            | ("envoy.filters.listener.original_dst", _) => {}
+            (name, _) => problems.push(
+                format!("listener_filters[{i}]"),
+                format!("listener filter {name} is not supported"),
+            ),
+        }
+    }
+    inspect
+}
+
+fn filter_chain(
+    message: &pb::FilterChain,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<FilterChain> {
+    let matcher = match &message.filter_chain_match {
+        Some(matcher) => chain_match(matcher, &format!("{path}.filter_chain_match"), problems),
+        None => FilterChainMatch::default(),
+    };
+    let mut terminal = None;
+    for (i, filter) in message.filters.iter().enumerate() {
+        let path = format!("{path}.filters[{i}]");
+        if IGNORED_NETWORK_FILTERS.contains(&filter.name.as_str()) {
+            continue;
+        }
+        if terminal.is_some() {
+            problems.push(&path, "stands behind the filter that ends the chain");
+            continue;
+        }
+        terminal = network_filter(filter, &path, problems);
+    }
+    if message.filters.is_empty() {
+        problems.hint(
+            format!("{path}.filters"),
+            "the chain has no filter",
+            "add envoy.filters.network.tcp_proxy or envoy.filters.network.http_connection_manager",
+        );
+    }
+    Some(FilterChain {
+        name: message.name.as_str().into(),
+        matcher,
+        terminal: terminal?,
+        transport: DownstreamTransport::Plain,
+    })
+}
+
+fn network_filter(filter: &pb::Filter, path: &str, problems: &mut Problems) -> Option<Terminal> {
+    let Some(ConfigType::TypedConfig(any)) = &filter.config_type else {
+        problems.push(format!("{path}.typed_config"), "is missing");
+        return None;
+    };
+    let path = format!("{path}.typed_config");
+    match type_name(any) {
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
+            let message: tcp::TcpProxy = decode(any, &path, problems)?;
+            tcp_proxy(&message, &path, problems).map(|proxy| Terminal::Tcp(Arc::new(proxy)))
+        }
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
+            let message: PbHcm = decode(any, &path, problems)?;
+            hcm::convert(&message, &path, problems).map(|hcm| Terminal::Http(Arc::new(hcm)))
+        }
+        other => {
+            problems.hint(
+                &path,
+                format!(
+                    "network filter {} ({other}) is not supported yet",
+                    filter.name
+                ),
+                "a filter that decides about connections is never left out silently",
+            );
+            None
+        }
+    }
+}
+
+fn chain_match(
+    message: &pb::FilterChainMatch,
+    path: &str,
+    problems: &mut Problems,
+) -> FilterChainMatch {
+    let port = |value: u32, path: String, problems: &mut Problems| match u16::try_from(value) {
+        Ok(port) => Some(port),
+        Err(_) => {
+            problems.push(path, format!("{value} is not a port: the largest is 65535"));
+            None
+        }
+    };
+    let mut ranges = |list: &[envoy_types::pb::envoy::config::core::v3::CidrRange], field: &str| {
+        list.iter()
+            .enumerate()
+            .filter_map(|(i, range)| {
+                address::range(range, &format!("{path}.{field}[{i}]"), problems)
+            })
+            .collect()
+    };
+    let prefix_ranges = ranges(&message.prefix_ranges, "prefix_ranges");
+    let direct_source = ranges(
+        &message.direct_source_prefix_ranges,
+        "direct_source_prefix_ranges",
+    );
+    let source = ranges(&message.source_prefix_ranges, "source_prefix_ranges");
+    for (i, name) in message.server_names.iter().enumerate() {
+        if name.contains('*') && !name.starts_with("*.") {
+            problems.push(
+                format!("{path}.server_names[{i}]"),
+                "a wildcard must begin with *.",
+            );
+        }
+    }
+    FilterChainMatch {
+        destination_port: message
+            .destination_port
+            .as_ref()
+            .and_then(|value| port(value.value, format!("{path}.destination_port"), problems)),
+        prefix_ranges,
+        server_names: message
+            .server_names
+            .iter()
+            .map(|name| name.to_ascii_lowercase().into())
+            .collect(),
+        transport_protocol: (!message.transport_protocol.is_empty())
+            .then(|| message.transport_protocol.as_str().into()),
+        application_protocols: message
+            .application_protocols
+            .iter()
+            .map(|name| name.as_str().into())
+            .collect(),
+        direct_source_prefix_ranges: direct_source,
+        source_type: match message.source_type {
+            1 => SourceType::SameIpOrLoopback,
+            2 => SourceType::External,
+            _ => SourceType::Any,
+        },
+        source_prefix_ranges: source,
+        source_ports: message
+            .source_ports
+            .iter()
+            .enumerate()
+            .filter_map(|(i, value)| port(*value, format!("{path}.source_ports[{i}]"), problems))
+            .collect(),
+    }
+}
+
+fn tcp_proxy(message: &tcp::TcpProxy, path: &str, problems: &mut Problems) -> Option<TcpProxy> {
+    let clusters: Vec<TcpWeightedCluster> = match &message.cluster_specifier {
+        Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => {
+            vec![TcpWeightedCluster {
+                cluster: name.as_str().into(),
+                weight: 1,
+            }]
+        }
+        Some(ClusterSpecifier::WeightedClusters(weighted)) => weighted
+            .clusters
+            .iter()
+            .map(|cluster| TcpWeightedCluster {
+                cluster: cluster.name.as_str().into(),
+                weight: cluster.weight,
+            })
+            .collect(),
+        _ => Vec::new(),
+    };
+    if clusters.iter().all(|cluster| cluster.weight == 0) {
+        problems.push(
+            path,
+            "a cluster is missing: cluster, or weighted_clusters with a weight",
+        );
+        return None;
+    }
+    Some(TcpProxy {
+        stat_prefix: message.stat_prefix.as_str().into(),
+        clusters,
+        idle_timeout: timeout(
+            message.idle_timeout.as_ref(),
+            Some(Duration::from_secs(3600)),
+            &format!("{path}.idle_timeout"),
+            problems,
+        ),
+        max_connect_attempts: message
+            .max_connect_attempts
+            .as_ref()
+            .map_or(1, |attempts| attempts.value.max(1)),
+    })
+}

@@ -1,0 +1,101 @@
+//! Conversions of single resources: typed protobuf messages into the model.
+//!
+//! They serve the file source and the xDS client alike.
+
+mod address;
+mod cluster;
+mod endpoint;
+mod hcm;
+mod headers;
+mod listener;
+mod matcher;
+mod route;
+
+use std::time::Duration;
+
+use envoy_types::pb::google::protobuf::{self, Any};
+use prost::Message;
+use prost::bytes::Bytes;
+
+use super::error::Problem;
+use super::support;
+
+pub use cluster::cluster;
+pub use endpoint::load_assignment;
+pub use listener::listener;
+pub use route::route_configuration;
+
+/// A value, or everything that is wrong with its message.
+pub type Converted<T> = Result<T, Vec<Problem>>;
+
+/// Collects problems while a conversion goes on as far as it can.
+#[derive(Debug, Default)]
+pub(crate) struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// A collector that starts with the fields that are not understood.
+    fn of(name: &str, message: &impl Message) -> Self {
+        let mut problems = Vec::new();
+        support::check(name, Bytes::from(message.encode_to_vec()), &mut problems);
+        Self(problems)
+    }
+
+    fn push(&mut self, path: impl Into<String>, reason: impl Into<String>) {
+        self.0.push(Problem::new(path, reason));
+    }
+
+    fn hint(
+        &mut self,
+        path: impl Into<String>,
+        reason: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.0.push(Problem::new(path, reason).remedy(remedy));
+    }
+
+    fn finish<T>(self, value: impl FnOnce() -> T) -> Converted<T> {
+        if self.0.is_empty() {
+            Ok(value())
+        } else {
+            Err(self.0)
+        }
+    }
+}
+
+/// Decodes what an `Any` holds.
+fn decode<M: Message + Default>(any: &Any, path: &str, problems: &mut Problems) -> Option<M> {
+    match M::decode(any.value.as_slice()) {
+        Ok(message) => Some(message),
+        Err(error) => {
+            problems.push(path, format!("malformed {}: {error}", type_name(any)));
+            None
+        }
+    }
+}
+
+/// The full name of the message an `Any` holds.
+fn type_name(any: &Any) -> &str {
+    any.type_url.rsplit('/').next().unwrap_or_default()
+}
+
+/// A duration that must not be negative.
+fn duration(value: &protobuf::Duration, path: &str, problems: &mut Problems) -> Duration {
+    if value.seconds < 0 || value.nanos < 0 || value.nanos >= 1_000_000_000 {
+        problems.push(path, "must not be negative");
+        return Duration::ZERO;
+    }
+    Duration::new(value.seconds as u64, value.nanos as u32)
+}
+
+/// A timeout whose absence means a default and whose zero means never.
+fn timeout(
+    value: Option<&protobuf::Duration>,
+    default: Option<Duration>,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<Duration> {
+    match value {
+        None => default,
+        Some(value) => Some(duration(value, path, problems)).filter(|value| !value.is_zero()),
+    }
+}

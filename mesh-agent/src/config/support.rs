@@ -1,0 +1,322 @@
+//! Which fields of which messages are understood.
+//!
+//! A field that is set and neither understood nor listed as harmless is refused: a configuration
+//! never seems to work while part of it is dropped. Messages without an entry are understood
+//! whole.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use prost_reflect::prost::bytes::Bytes;
+use prost_reflect::{DynamicMessage, ReflectMessage as _, Value};
+
+use super::descriptors::pool;
+use super::error::{Problem, join};
+
+/// Message, fields with effect, fields accepted without effect.
+type Entry = (&'static str, &'static str, &'static str);
+
+/// Fields without effect are accepted when dropping them changes no decision about a request:
+/// statistics' names, documentation, and telemetry that is configured elsewhere.
+const UNDERSTOOD: &[Entry] = &[
+    (
+        "envoy.config.listener.v3.Listener",
+        "name address additional_addresses filter_chains use_original_dst default_filter_chain \
+         listener_filters listener_filters_timeout continue_on_listener_filters_timeout \
+         traffic_direction",
+        "stat_prefix metadata bind_to_port deprecated_v1 access_log connection_balance_config \
+         enable_reuse_port reuse_port tcp_backlog_size per_connection_buffer_limit_bytes drain_type \
+         ignore_global_conn_limit transparent freebind",
+    ),
+    (
+        "envoy.config.listener.v3.FilterChain",
+        "filter_chain_match filters name",
+        "metadata transport_socket_connect_timeout",
+    ),
+    (
+        "envoy.config.listener.v3.ListenerFilter",
+        "name typed_config",
+        "filter_disabled",
+    ),
+    ("envoy.config.listener.v3.Filter", "name typed_config", ""),
+    (
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        "cluster weighted_clusters idle_timeout max_connect_attempts",
+        "stat_prefix access_log access_log_options",
+    ),
+    (
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight",
+        "name weight",
+        "",
+    ),
+    (
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "codec_type http_filters route_config rds common_http_protocol_options \
+         http_protocol_options http2_protocol_options server_name server_header_transformation \
+         stream_idle_timeout request_timeout request_headers_timeout drain_timeout \
+         max_request_headers_kb use_remote_address xff_num_trusted_hops skip_xff_append \
+         generate_request_id preserve_external_request_id always_set_request_id_in_response \
+         upgrade_configs normalize_path merge_slashes strip_matching_host_port \
+         strip_any_host_port via",
+        "stat_prefix access_log access_log_options tracing delayed_close_timeout \
+         forward_client_cert_details set_current_client_cert_details proxy_100_continue \
+         internal_address_config request_id_extension stream_error_on_invalid_http_message",
+    ),
+    (
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
+        "name typed_config is_optional disabled",
+        "",
+    ),
+    (
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig",
+        "upgrade_type enabled",
+        "",
+    ),
+    (
+        "envoy.config.core.v3.HttpProtocolOptions",
+        "idle_timeout max_connection_duration max_headers_count max_requests_per_connection",
+        "",
+    ),
+    (
+        "envoy.config.core.v3.Http1ProtocolOptions",
+        "accept_http_10 default_host_for_http_10",
+        "allow_absolute_url enable_trailers",
+    ),
+    (
+        "envoy.config.core.v3.Http2ProtocolOptions",
+        "max_concurrent_streams initial_stream_window_size initial_connection_window_size",
+        "allow_connect hpack_table_size max_outbound_frames max_outbound_control_frames \
+         max_consecutive_inbound_frames_with_empty_payload \
+         max_inbound_window_update_frames_per_data_frame_sent",
+    ),
+    (
+        "envoy.config.route.v3.RouteConfiguration",
+        "name virtual_hosts response_headers_to_add response_headers_to_remove \
+         request_headers_to_add request_headers_to_remove most_specific_header_mutations_wins \
+         validate_clusters ignore_port_in_host_matching",
+        "metadata max_direct_response_body_size_bytes",
+    ),
+    (
+        "envoy.config.route.v3.VirtualHost",
+        "name domains routes request_headers_to_add request_headers_to_remove \
+         response_headers_to_add response_headers_to_remove require_tls \
+         include_request_attempt_count include_attempt_count_in_response",
+        "metadata virtual_clusters",
+    ),
+    (
+        "envoy.config.route.v3.Route",
+        "name match route redirect direct_response request_headers_to_add \
+         request_headers_to_remove response_headers_to_add response_headers_to_remove",
+        "metadata decorator stat_prefix tracing",
+    ),
+    (
+        "envoy.config.route.v3.RouteMatch",
+        "prefix path safe_regex path_separated_prefix connect_matcher case_sensitive \
+         runtime_fraction headers query_parameters grpc",
+        "",
+    ),
+    (
+        "envoy.config.route.v3.RouteAction",
+        "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite \
+         regex_rewrite host_rewrite_literal auto_host_rewrite host_rewrite_header \
+         append_x_forwarded_host timeout idle_timeout upgrade_configs",
+        "",
+    ),
+    (
+        "envoy.config.route.v3.RouteAction.UpgradeConfig",
+        "upgrade_type enabled",
+        "",
+    ),
+    (
+        "envoy.config.route.v3.WeightedCluster",
+        "clusters total_weight",
+        "runtime_key_prefix",
+    ),
+    (
+        "envoy.config.route.v3.WeightedCluster.ClusterWeight",
+        "name weight request_headers_to_add request_headers_to_remove response_headers_to_add \
+         response_headers_to_remove host_rewrite_literal",
+        "",
+    ),
+    (
+        "envoy.config.route.v3.DirectResponseAction",
+        "status body",
+        "",
+    ),
+    (
+        "envoy.config.cluster.v3.Cluster",
+        "name type cluster_type eds_cluster_config connect_timeout lb_policy load_assignment \
+         max_requests_per_connection circuit_breakers common_http_protocol_options \
+         http2_protocol_options typed_extension_protocol_options dns_refresh_rate \
+         respect_dns_ttl dns_lookup_family upstream_bind_config common_lb_config \
+         upstream_connection_options close_connections_on_host_health_failure \
+         load_balancing_policy original_dst_lb_config least_request_lb_config",
+        "alt_stat_name metadata per_connection_buffer_limit_bytes wait_for_warm_on_init \
+         http_protocol_options cleanup_interval dns_failure_refresh_rate dns_jitter \
+         protocol_selection ignore_health_on_host_removal",
+    ),
+    (
+        "envoy.config.cluster.v3.CircuitBreakers.Thresholds",
+        "priority max_connections max_pending_requests max_requests max_retries",
+        "track_remaining",
+    ),
+    ("envoy.config.cluster.v3.CircuitBreakers", "thresholds", ""),
+    (
+        "envoy.config.cluster.v3.Cluster.CommonLbConfig",
+        "healthy_panic_threshold locality_weighted_lb_config",
+        "update_merge_window consistent_hashing_lb_config",
+    ),
+    (
+        "envoy.config.cluster.v3.UpstreamConnectionOptions",
+        "tcp_keepalive",
+        "",
+    ),
+    (
+        "envoy.config.core.v3.BindConfig",
+        "source_address",
+        "freebind",
+    ),
+    (
+        "envoy.config.endpoint.v3.ClusterLoadAssignment",
+        "cluster_name endpoints policy",
+        "",
+    ),
+    (
+        "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy",
+        "overprovisioning_factor",
+        "",
+    ),
+    (
+        "envoy.config.endpoint.v3.LocalityLbEndpoints",
+        "locality lb_endpoints load_balancing_weight priority",
+        "metadata proximity",
+    ),
+    (
+        "envoy.config.endpoint.v3.LbEndpoint",
+        "endpoint health_status load_balancing_weight",
+        "metadata",
+    ),
+    (
+        "envoy.config.endpoint.v3.Endpoint",
+        "address hostname",
+        "health_check_config observability_name",
+    ),
+    (
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "common_http_protocol_options explicit_http_config use_downstream_protocol_config",
+        "",
+    ),
+    (
+        "envoy.config.core.v3.SocketAddress",
+        "address port_value protocol",
+        "ipv4_compat",
+    ),
+];
+
+/// Refuses fields that would be without effect. `bytes` is an encoded message of that name.
+pub fn check(message: &str, bytes: Bytes, problems: &mut Vec<Problem>) {
+    let Some(descriptor) = pool().get_message_by_name(message) else {
+        return;
+    };
+    match DynamicMessage::decode(descriptor, bytes) {
+        Ok(message) => walk(&message, "", problems),
+        Err(error) => problems.push(Problem::new("", format!("malformed protobuf: {error}"))),
+    }
+}
+
+fn table() -> &'static HashMap<&'static str, Vec<&'static str>> {
+    static TABLE: OnceLock<HashMap<&'static str, Vec<&'static str>>> = OnceLock::new();
+    TABLE.get_or_init(|| {
+        UNDERSTOOD
+            .iter()
+            .map(|(message, effective, harmless)| {
+                let fields = effective
+                    .split_whitespace()
+                    .chain(harmless.split_whitespace())
+                    .collect();
+                (*message, fields)
+            })
+            .collect()
+    })
+}
+
+fn walk(message: &DynamicMessage, path: &str, problems: &mut Vec<Problem>) {
+    let descriptor = message.descriptor();
+    if descriptor.full_name() == "google.protobuf.Any" {
+        return walk_any(message, path, problems);
+    }
+    let understood = table().get(descriptor.full_name());
+    for (field, value) in message.fields() {
+        let path = join(path, field.name());
+        if understood.is_some_and(|fields| !fields.contains(&field.name())) {
+            problems.push(
+                Problem::new(path, format!("{} is not supported yet", field.name()))
+                    .remedy("remove it: it would be without effect"),
+            );
+            continue;
+        }
+        match value {
+            Value::Message(inner) => walk(inner, &path, problems),
+            Value::List(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    if let Value::Message(inner) = item {
+                        walk(inner, &format!("{path}[{index}]"), problems);
+                    }
+                }
+            }
+            Value::Map(map) => {
+                for (key, item) in map {
+                    if let (Value::Message(inner), Some(key)) = (item, key.as_str()) {
+                        walk(inner, &format!("{path}[{key}]"), problems);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn walk_any(any: &DynamicMessage, path: &str, problems: &mut Vec<Problem>) {
+    let (Some(url), Some(value)) = (
+        any.get_field_by_name("type_url"),
+        any.get_field_by_name("value"),
+    ) else {
+        return;
+    };
+    let name = url
+        .as_str()
+        .and_then(|url| url.rsplit('/').next())
+        .unwrap_or_default();
+    // An unknown type is for the conversion to judge: it knows whether the extension is optional.
+    let Some(descriptor) = pool().get_message_by_name(name) else {
+        return;
+    };
+    let Some(bytes) = value.as_bytes() else {
+        return;
+    };
+    match DynamicMessage::decode(descriptor, bytes.clone()) {
+        Ok(inner) => walk(&inner, path, problems),
+        Err(error) => problems.push(Problem::new(path, format!("malformed {name}: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_entry_names_real_fields() {
+        for (message, effective, harmless) in UNDERSTOOD {
+            let descriptor = pool().get_message_by_name(message).expect(message);
+            for field in effective
+                .split_whitespace()
+                .chain(harmless.split_whitespace())
+            {
+                assert!(
+                    descriptor.get_field_by_name(field).is_some(),
+                    "{message}.{field}"
+                );
+            }
+        }
+    }
+}

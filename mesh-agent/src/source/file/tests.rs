@@ -1,0 +1,248 @@
+//! Whole files: good ones load, bad ones say where, why and what to do.
+
+use std::fs;
+
+use super::*;
+use crate::config::model::listener::Terminal;
+
+const GOOD: &str = include_str!("testdata/reviews.yaml");
+
+fn load_text(text: &str) -> Result<Loaded, ConfigErrors> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mesh.yaml");
+    fs::write(&file, text).unwrap();
+    load(&file, None)
+}
+
+/// The errors, without the folder's name.
+fn errors(text: &str) -> Vec<String> {
+    let errors = load_text(text).expect_err("the file is wrong");
+    errors
+        .0
+        .iter()
+        .map(|error| {
+            let line = error.to_string();
+            line[line.find("mesh.yaml").unwrap()..].to_owned()
+        })
+        .collect()
+}
+
+/// `GOOD` with one piece replaced; the piece must be there.
+fn with(from: &str, to: &str) -> String {
+    assert!(GOOD.contains(from), "{from}");
+    GOOD.replacen(from, to, 1)
+}
+
+#[test]
+fn a_good_file_loads() {
+    let loaded = load_text(GOOD).unwrap();
+    let listener = &loaded.resources.listeners["reviews"].value;
+    assert!(matches!(
+        listener.filter_chains[0].terminal,
+        Terminal::Http(_)
+    ));
+    assert_eq!(loaded.resources.clusters.len(), 2);
+    assert_eq!(&*loaded.node.workloads[0].key(), "default/client");
+}
+
+#[test]
+fn unparsable_yaml() {
+    let errors = errors("static_resources:\n  listeners: [\n");
+    assert_eq!(errors.len(), 1);
+    assert!(errors[0].contains("not valid YAML"), "{errors:?}");
+    assert!(errors[0].starts_with("mesh.yaml:"), "{errors:?}");
+}
+
+#[test]
+fn an_unknown_field_is_placed_and_the_right_one_suggested() {
+    let errors = errors(&with("route_config:", "route_confg:"));
+    let first = &errors[0];
+    assert!(
+        first.starts_with(
+            "mesh.yaml:15:17: static_resources.listeners[0].filter_chains[0].filters[0].\
+             typed_config.route_confg: unknown field of"
+        ),
+        "{first}"
+    );
+    assert!(first.ends_with("did you mean route_config?"), "{first}");
+}
+
+#[test]
+fn a_missing_cluster_is_placed_at_the_route() {
+    let errors = errors(&with(
+        "route: {cluster: reviews-v2}",
+        "route: {cluster: reviews-v3}",
+    ));
+    assert_eq!(errors.len(), 1);
+    assert!(errors[0].starts_with("mesh.yaml:22:35: "), "{errors:?}");
+    assert!(
+        errors[0].contains("cluster reviews-v3 does not exist; did you mean"),
+        "{errors:?}"
+    );
+}
+
+#[test]
+fn duplicate_names() {
+    let errors = errors(&with("- name: reviews-v2\n", "- name: reviews-v1\n"));
+    assert!(
+        errors[0].contains("reviews-v1 is defined already, in "),
+        "{errors:?}"
+    );
+}
+
+#[test]
+fn a_bad_regex() {
+    let errors = errors(&with(
+        "match: {prefix: /}",
+        "match: {safe_regex: {regex: '/(a'}}",
+    ));
+    assert!(
+        errors[0].contains("routes[1].match.safe_regex.regex: not a valid regex"),
+        "{errors:?}"
+    );
+}
+
+#[test]
+fn impossible_addresses() {
+    let bad = errors(&with("10.96.0.10", "10.96.0.256"));
+    assert!(
+        bad[0].contains("\"10.96.0.256\" is not an IP address"),
+        "{bad:?}"
+    );
+    let bad = errors(&with("port_value: 80", "port_value: 80800"));
+    assert!(bad[0].contains("80800 is not a port"), "{bad:?}");
+}
+
+#[test]
+fn a_wrong_type() {
+    let bad = errors(&with(
+        "envoy.extensions.filters.http.router.v3.Router",
+        "envoy.extensions.filters.http.router.v2.Router",
+    ));
+    assert!(
+        bad[0].contains("@type: envoy.extensions.filters.http.router.v2.Router"),
+        "{bad:?}"
+    );
+    assert!(bad[0].contains("did you mean envoy.extensions.filters.http.router.v3.Router?"));
+}
+
+#[test]
+fn what_would_be_without_effect_is_refused() {
+    let bad = errors(&with(
+        "route: {cluster: reviews-v2}",
+        "route: {cluster: reviews-v2, retry_policy: {num_retries: 3}}",
+    ));
+    assert!(
+        bad[0].contains("retry_policy is not supported yet"),
+        "{bad:?}"
+    );
+    assert!(bad[0].starts_with("mesh.yaml:22:"), "{bad:?}");
+}
+
+#[test]
+fn every_wrong_resource_of_a_file_is_told_at_once() {
+    let text = with("10.96.0.10", "nowhere")
+        .replace("address: 10.0.0.2", "adress: 10.0.0.2")
+        .replace("name: client", "nam: client");
+    let errors = errors(&text);
+    let lines: Vec<&str> = errors
+        .iter()
+        .filter_map(|error| error.split(':').nth(1))
+        .collect();
+    // The workload lost its name besides having a field that does not exist.
+    assert_eq!(lines, ["4", "4", "8", "32"], "{errors:#?}");
+}
+
+#[test]
+fn a_folder_is_one_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let clusters = GOOD.find("  clusters:\n    - name: reviews-v1").unwrap();
+    fs::write(folder.path().join("a.yaml"), &GOOD[..clusters]).unwrap();
+    let rest = format!("static_resources:\n{}", &GOOD[clusters..]);
+    fs::write(folder.path().join("b.yml"), &rest).unwrap();
+    fs::write(folder.path().join(".hidden.yaml"), "nonsense: [").unwrap();
+    let loaded = load(folder.path(), None).unwrap();
+    assert_eq!(loaded.resources.clusters.len(), 2);
+    fs::write(folder.path().join("c.yaml"), rest).unwrap();
+    let errors = load(folder.path(), None).unwrap_err().to_string();
+    assert!(
+        errors.contains("c.yaml:3:7: static_resources.clusters[0].name"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn unchanged_resources_are_shared_with_the_version_before() {
+    let first = load_text(GOOD).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mesh.yaml");
+    fs::write(&file, with("weight: 90", "weight: 80")).unwrap();
+    let second = load(&file, Some(&first)).unwrap();
+    let same = |name: &str| {
+        std::sync::Arc::ptr_eq(
+            &first.resources.clusters[name].value,
+            &second.resources.clusters[name].value,
+        )
+    };
+    assert!(same("reviews-v1") && same("reviews-v2"));
+    assert!(!std::sync::Arc::ptr_eq(
+        &first.resources.listeners["reviews"].value,
+        &second.resources.listeners["reviews"].value
+    ));
+}
+
+#[tokio::test]
+async fn a_bad_reload_keeps_the_last_good_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mesh.yaml");
+    fs::write(&file, GOOD).unwrap();
+    let initial = std::sync::Arc::new(load(&file, None).unwrap());
+    let (mut loaded, status) = watch(file.clone(), initial).unwrap();
+    fs::write(&file, with("10.96.0.10", "nowhere")).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while status.get().failures == 0 {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the bad file was not noticed"
+        );
+        tokio::task::yield_now().await;
+    }
+    assert!(!loaded.has_changed().unwrap());
+    assert!(status.get().last_error.unwrap().contains("nowhere"));
+
+    // kubectl's way: the file is a link through `..data`, which is swapped.
+    fs::write(folder.path().join("next"), with("10.96.0.10", "10.96.0.11")).unwrap();
+    fs::rename(folder.path().join("next"), &file).unwrap();
+    loaded.changed().await.unwrap();
+    let address = loaded.borrow().resources.listeners["reviews"]
+        .value
+        .addresses[0];
+    assert_eq!(address.ip.to_string(), "10.96.0.11");
+    assert!(status.get().last_error.is_none());
+}
+
+#[tokio::test]
+async fn a_swapped_link_is_noticed() {
+    use std::os::unix::fs::symlink;
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for (version, text) in [
+        ("..1", GOOD.to_owned()),
+        ("..2", with("10.96.0.10", "10.96.0.12")),
+    ] {
+        fs::create_dir(path(version)).unwrap();
+        fs::write(path(version).join("mesh.yaml"), text).unwrap();
+    }
+    symlink("..1", path("..data")).unwrap();
+    symlink("..data/mesh.yaml", path("mesh.yaml")).unwrap();
+    let initial = std::sync::Arc::new(load(folder.path(), None).unwrap());
+    let (mut loaded, _status) = watch(folder.path().to_owned(), initial).unwrap();
+    symlink("..2", path("..data_tmp")).unwrap();
+    fs::rename(path("..data_tmp"), path("..data")).unwrap();
+    loaded.changed().await.unwrap();
+    let address = loaded.borrow().resources.listeners["reviews"]
+        .value
+        .addresses[0];
+    assert_eq!(address.ip.to_string(), "10.96.0.12");
+}
