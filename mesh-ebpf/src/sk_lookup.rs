@@ -4,8 +4,8 @@
 //! The pod's inbound listener is assigned whatever address and port it is bound to, and the
 //! accepted socket's own address stays the one that was dialled.
 //! Returns: SK_PASS with or without an assigned socket; SK_DROP makes the kernel answer RST.
-//! Leaves alone: connections from inside the pod (loopback interface), which is also how the
-//! agent reaches the application.
+//! Leaves alone: connections from inside the pod, which is also how the agent reaches the
+//! application.
 
 use core::ptr::read_volatile;
 
@@ -36,9 +36,10 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
             return SK_PASS;
         }
     }
-    let addr = local(lookup);
-    // Kernels without ingress_ifindex: a connection of the pod to itself has one address twice.
-    if addr.is_local() || (!config::has_ingress_ifindex() && addr == remote(lookup)) {
+    let (addr, from) = addresses(lookup);
+    // A connection of the pod to its own address comes over loopback, but the kernel reports the
+    // interface that has the address (`inet_iif`, `IP6CB->iif`). It has one address twice.
+    if addr.is_local() || from.is_local() || addr == from {
         return SK_PASS;
     }
     let port = unsafe { read_volatile(&raw const (*lookup).local_port) } as u16;
@@ -65,34 +66,32 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
     SK_PASS
 }
 
+/// The addresses dialled and dialled from.
+///
+/// All fields are read before the family is looked at, which the kernel allows: of loads in two
+/// branches the compiler makes one with a computed offset, which the verifier rejects.
 #[inline(always)]
-fn local(lookup: *mut bpf_sk_lookup) -> Addr {
+fn addresses(lookup: *mut bpf_sk_lookup) -> (Addr, Addr) {
     // SAFETY: see above.
     unsafe {
-        if read_volatile(&raw const (*lookup).family) == AF_INET {
-            return Addr::from_v4_be(read_volatile(&raw const (*lookup).local_ip4));
-        }
-        Addr([
+        let local4 = read_volatile(&raw const (*lookup).local_ip4);
+        let remote4 = read_volatile(&raw const (*lookup).remote_ip4);
+        let local6 = Addr([
             read_volatile(&raw const (*lookup).local_ip6[0]),
             read_volatile(&raw const (*lookup).local_ip6[1]),
             read_volatile(&raw const (*lookup).local_ip6[2]),
             read_volatile(&raw const (*lookup).local_ip6[3]),
-        ])
-    }
-}
-
-#[inline(always)]
-fn remote(lookup: *mut bpf_sk_lookup) -> Addr {
-    // SAFETY: see above.
-    unsafe {
-        if read_volatile(&raw const (*lookup).family) == AF_INET {
-            return Addr::from_v4_be(read_volatile(&raw const (*lookup).remote_ip4));
-        }
-        Addr([
+        ]);
+        let remote6 = Addr([
             read_volatile(&raw const (*lookup).remote_ip6[0]),
             read_volatile(&raw const (*lookup).remote_ip6[1]),
             read_volatile(&raw const (*lookup).remote_ip6[2]),
             read_volatile(&raw const (*lookup).remote_ip6[3]),
-        ])
+        ]);
+        if read_volatile(&raw const (*lookup).family) == AF_INET {
+            (Addr::from_v4_be(local4), Addr::from_v4_be(remote4))
+        } else {
+            (local6, remote6)
+        }
     }
 }
