@@ -135,6 +135,8 @@ fn exchange(args: &Args, mut socket: &Socket, result: &mut Connection) -> std::i
             let sent =
                 socket.send_to_with_flags(unsent, &as_asked(args, args.to), libc::MSG_FASTOPEN)?;
             unsent = &unsent[sent..];
+            // Data that waits for the handshake lets sendto(2) return before its end.
+            wait_until_connected(socket, timeout)?;
         } else {
             connect(args, socket, args.to, timeout)?;
         }
@@ -180,6 +182,13 @@ fn connect(args: &Args, socket: &Socket, to: SocketAddr, timeout: Duration) -> s
             return result;
         }
     }
+    let stands = wait_until_connected(socket, timeout);
+    socket.set_nonblocking(false)?;
+    stands
+}
+
+/// Waits as an event loop does.
+fn wait_until_connected(socket: &Socket, timeout: Duration) -> std::io::Result<()> {
     let mut fd = libc::pollfd {
         fd: socket.as_raw_fd(),
         events: libc::POLLOUT,
@@ -188,7 +197,6 @@ fn connect(args: &Args, socket: &Socket, to: SocketAddr, timeout: Duration) -> s
     let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: one descriptor, which lives through the call.
     let ready = unsafe { libc::poll(&raw mut fd, 1, timeout) };
-    socket.set_nonblocking(false)?;
     match socket.take_error()? {
         Some(error) => Err(error),
         None if ready < 1 => Err(ErrorKind::TimedOut.into()),

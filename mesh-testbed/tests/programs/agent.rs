@@ -17,6 +17,8 @@ fn listen(pod: &Pod) -> Result<()> {
         let listener = pod.within(|| TcpListener::bind((address, OUTBOUND_PORT)))??;
         // Ends with the test's process.
         std::thread::spawn(move || {
+            // Kept open: closing one with unread bytes resets it.
+            let mut open = Vec::new();
             for mut stream in listener.incoming().flatten() {
                 // A socket that was connected again is gone already.
                 let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else {
@@ -30,6 +32,7 @@ fn listen(pod: &Pod) -> Result<()> {
                 let mut line = serde_json::to_vec(&banner).expect("a banner is JSON");
                 line.push(b'\n');
                 let _ = stream.write_all(&line);
+                open.push(stream);
             }
         });
     }

@@ -3,4 +3,5 @@
 
 mod agent;
 mod direct;
+mod inbound;
 mod node;

@@ -6,17 +6,18 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use aya::programs::Program;
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, SockHash};
 use aya::programs::links::CgroupAttachMode;
+use aya::programs::{Program, SkLookup};
 use bytemuck::{Pod as PlainOldData, Zeroable as _};
 use mesh_common::{
-    Addr, Backend, Conns, ConnsKey, Control, Counter, LbKind, OrigKey, OriginalDst, Pod, PodFlags,
-    Service, ServiceKey, ServiceState, SlotKey, TCP, Verdict,
+    Addr, Backend, Conns, ConnsKey, Control, Counter, InboundPod, LbKind, ListenKey, ListenKind,
+    OrigKey, OriginalDst, Pod, PodFlags, Service, ServiceKey, ServiceState, SlotKey, TCP, Verdict,
 };
 use mesh_testbed::Testbed;
 
 const VIEW: u32 = 1;
+const INBOUND_POD: u32 = 2;
 
 /// A key or value of a map.
 #[derive(Clone, Copy)]
@@ -31,6 +32,7 @@ pub(crate) struct Node {
     pub(crate) testbed: Testbed,
     ebpf: Ebpf,
     services: u32,
+    steered: bool,
 }
 
 impl Node {
@@ -45,18 +47,26 @@ impl Node {
         for (name, program) in ebpf.programs_mut() {
             match program {
                 Program::CgroupSockAddr(program) => {
-                    program.load().with_context(|| name.to_owned())?;
+                    program
+                        .load()
+                        .map_err(|error| anyhow::anyhow!("{name}: {}", last_lines(&error)))?;
                     program.attach(&cgroup, mode)?;
                 }
                 Program::CgroupSock(program) => {
-                    program.load().with_context(|| name.to_owned())?;
+                    program
+                        .load()
+                        .map_err(|error| anyhow::anyhow!("{name}: {}", last_lines(&error)))?;
                     program.attach(&cgroup, mode)?;
                 }
                 Program::SockOps(program) => {
-                    program.load().with_context(|| name.to_owned())?;
+                    program
+                        .load()
+                        .map_err(|error| anyhow::anyhow!("{name}: {}", last_lines(&error)))?;
                     program.attach(&cgroup, mode)?;
                 }
-                Program::SkLookup(program) => program.load().with_context(|| name.to_owned())?,
+                Program::SkLookup(program) => program
+                    .load()
+                    .map_err(|error| anyhow::anyhow!("{name}: {}", last_lines(&error)))?,
                 _ => bail!("{name} is of a kind this test does not know"),
             }
         }
@@ -64,6 +74,7 @@ impl Node {
             testbed,
             ebpf,
             services: 0,
+            steered: false,
         })
     }
 
@@ -79,6 +90,41 @@ impl Node {
             own_v6: Addr::from_octets(pod.ip6().octets()),
         };
         self.insert("PODS", cookie(pod)?, value)
+    }
+
+    /// Enrols a pod for what it receives; again to change its flags.
+    pub(crate) fn enrol_inbound(&mut self, pod: &mesh_testbed::Pod, flags: u32) -> Result<()> {
+        let value = InboundPod {
+            pod_id: INBOUND_POD,
+            capture_id: 0,
+            flags,
+        };
+        for ip in pod.ips() {
+            self.insert("IN_PODS", addr(ip), value)?;
+        }
+        if self.steered {
+            return Ok(());
+        }
+        self.steered = true;
+        let netns = std::fs::File::open(pod.netns_path())?;
+        let program = self
+            .ebpf
+            .program_mut("mesh_sk_lookup")
+            .context("no mesh_sk_lookup")?;
+        let program: &mut SkLookup = program.try_into()?;
+        program.attach(netns)?;
+        Ok(())
+    }
+
+    /// The listener that [`Self::enrol_inbound`]'s pod is steered to.
+    pub(crate) fn steer_to(&mut self, listener: &TcpListener) -> Result<()> {
+        let key = ListenKey {
+            pod_id: INBOUND_POD,
+            kind: ListenKind::INBOUND,
+        };
+        let mut map: SockHash<&mut MapData, Plain<ListenKey>> =
+            SockHash::try_from(self.map_mut("LISTEN")?)?;
+        Ok(map.insert(Plain(key), listener.as_raw_fd(), 0)?)
     }
 
     /// A service with equal backends; its number.
@@ -238,4 +284,14 @@ fn object() -> Result<PathBuf> {
         );
     }
     Ok(object)
+}
+
+/// The end of what the verifier says; the whole is thousands of lines.
+fn last_lines(error: &aya::programs::ProgramError) -> String {
+    let text = match error {
+        aya::programs::ProgramError::LoadError { verifier_log, .. } => verifier_log.to_string(),
+        other => other.to_string(),
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
 }
