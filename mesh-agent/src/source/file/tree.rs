@@ -219,6 +219,7 @@ impl Builder {
                     (ScalarStyle::Plain, _) => Value::Plain(text.into_owned()),
                     _ => Value::Text(text.into_owned()),
                 };
+                self.nodes += 1;
                 self.complete(
                     Node {
                         at: span.into(),
@@ -235,8 +236,10 @@ impl Builder {
                 let Some(open) = self.stack.pop() else {
                     return Ok(());
                 };
+                // What is inside was counted when it was complete.
+                self.nodes += 1;
                 let size = self.nodes - open.nodes_before;
-                self.complete(open.node, open.anchor, size + 1, span)
+                self.complete(open.node, open.anchor, size, span)
             }
             Event::Alias(anchor) => {
                 let Some((node, size)) = self.anchors.get(&anchor).cloned() else {
@@ -245,6 +248,7 @@ impl Builder {
                         "alias to an anchor that is not complete",
                     ));
                 };
+                self.nodes += size;
                 self.complete(node, 0, size, span)
             }
             Event::DocumentStart(..) if self.root.is_some() => Err(SyntaxError::new(
@@ -282,7 +286,6 @@ impl Builder {
         size: usize,
         span: Span,
     ) -> Result<(), SyntaxError> {
-        self.nodes += size;
         if self.nodes > MAX_NODES {
             return Err(SyntaxError::new(
                 span,
@@ -361,6 +364,12 @@ mod tests {
         let error = parse("a: 1\nb: 2\na: 3\n").unwrap_err();
         assert_eq!((error.at.line, error.at.column), (3, 1));
         assert!(error.reason.contains("first in line 1"), "{}", error.reason);
+    }
+
+    #[test]
+    fn depth_does_not_count_as_size() {
+        let text = format!("{}x{}", "[".repeat(100), "]".repeat(100));
+        parse(&text).unwrap();
     }
 
     #[test]
