@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use crate::store::ResourceSet;
 
 use super::error::Problem;
-use super::model::Name;
 use super::model::cluster::Discovery;
 use super::model::listener::{Listener, RouteSource, Terminal, TrafficDirection};
 use super::model::route::RouteConfiguration;
+use super::model::{Name, canonical};
 
 /// Which resource a problem is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -27,6 +27,7 @@ pub fn check(resources: &ResourceSet) -> Vec<(Subject, Problem)> {
     let mut problems = Vec::new();
     let mut addresses: HashMap<(TrafficDirection, SocketAddr), &Name> = HashMap::new();
     let mut inbound: Option<&Name> = None;
+    let mut catch_all: Option<&Name> = None;
     for (name, resource) in &resources.listeners {
         let listener = &resource.value;
         let mut problem = |problem| problems.push((Subject::Listener(name.clone()), problem));
@@ -40,10 +41,18 @@ pub fn check(resources: &ResourceSet) -> Vec<(Subject, Problem)> {
             }
             continue;
         }
+        if listener.use_original_dst
+            && let Some(first) = catch_all.replace(name)
+        {
+            problem(
+                Problem::new("use_original_dst", format!("{first} sets it already"))
+                    .remedy("one listener takes what no other one does"),
+            );
+        }
         for (i, address) in listener.addresses.iter().enumerate() {
             let key = (
                 listener.direction,
-                SocketAddr::new(address.ip, address.port),
+                SocketAddr::new(canonical(address.ip), address.port),
             );
             if let Some(first) = addresses.insert(key, name) {
                 let path = if i == 0 {

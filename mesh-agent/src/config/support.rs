@@ -211,6 +211,44 @@ const UNDERSTOOD: &[Entry] = &[
         "address port_value protocol",
         "ipv4_compat",
     ),
+    ("envoy.config.core.v3.HeaderValue", "key value", ""),
+    (
+        "envoy.config.listener.v3.FilterChainMatch",
+        "destination_port prefix_ranges server_names transport_protocol application_protocols \
+         direct_source_prefix_ranges source_type source_prefix_ranges source_ports",
+        "",
+    ),
+    (
+        "envoy.config.cluster.v3.Cluster.OriginalDstLbConfig",
+        "use_http_header http_header_name upstream_port_override",
+        "",
+    ),
+    (
+        "envoy.config.cluster.v3.Cluster.LeastRequestLbConfig",
+        "choice_count",
+        "",
+    ),
+    (
+        "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
+        "choice_count",
+        "",
+    ),
+    (
+        "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin",
+        "",
+        "",
+    ),
+    (
+        "envoy.extensions.load_balancing_policies.random.v3.Random",
+        "",
+        "",
+    ),
+    (
+        "envoy.extensions.filters.http.router.v3.Router",
+        "",
+        "dynamic_stats start_child_span upstream_log upstream_log_options \
+         suppress_grpc_request_failure_code_stats",
+    ),
 ];
 
 /// Refuses fields that would be without effect. `bytes` is an encoded message of that name.

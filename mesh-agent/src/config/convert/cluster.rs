@@ -47,11 +47,30 @@ fn convert(message: &pb::Cluster, problems: &mut Problems) -> Option<Cluster> {
     let common = message.common_lb_config.clone().unwrap_or_default();
     let http = http_options(message, problems);
     let circuit_breakers = circuit_breakers(message.circuit_breakers.as_ref(), problems);
+    let own_destination = matches!(
+        &message.cluster_discovery_type,
+        Some(ClusterDiscoveryType::Type(kind)) if *kind == DiscoveryType::OriginalDst as i32
+    );
+    let lb = lb_policy(message, problems);
+    if let Some(lb) = lb
+        && own_destination != (lb == LbPolicy::ClusterProvided)
+    {
+        problems.push(
+            "lb_policy",
+            "CLUSTER_PROVIDED goes with type ORIGINAL_DST, and only with it",
+        );
+    }
+    if message
+        .connect_timeout
+        .is_some_and(|t| t.seconds == 0 && t.nanos == 0)
+    {
+        problems.push("connect_timeout", "must be more than 0");
+    }
     let source_address = source_address(message.upstream_bind_config.as_ref(), problems);
     Some(Cluster {
         name: message.name.as_str().into(),
         discovery: discovery(message, problems)?,
-        lb: lb_policy(message, problems)?,
+        lb: lb?,
         panic_threshold_percent: common
             .healthy_panic_threshold
             .as_ref()

@@ -14,9 +14,12 @@ use crate::config::model::listener::{
     Codec, HttpConnectionManager, HttpFilter, HttpFilterKind, RouteSource, ServerHeader, StripPort,
 };
 
-use super::{Problems, route, timeout, type_name};
+use super::{Problems, is_one_of, route, timeout, type_name};
 
-const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+const ROUTER: &[&str] = &[
+    "envoy.extensions.filters.http.router.v3.Router",
+    "envoy.filters.http.router",
+];
 
 /// HTTP filters accepted without effect: telemetry of others.
 const IGNORED: &[&str] = &[
@@ -181,9 +184,9 @@ fn http_filters(
             problems.push(&path, "stands behind the router, which ends the chain");
             continue;
         }
-        if kind == ROUTER || filter.name == "envoy.filters.http.router" {
+        if is_one_of(ROUTER, &filter.name, kind) {
             routed = true;
-        } else if IGNORED.contains(&kind) || IGNORED.contains(&filter.name.as_str()) {
+        } else if is_one_of(IGNORED, &filter.name, kind) {
             known.push(HttpFilter {
                 name: filter.name.as_str().into(),
                 kind: HttpFilterKind::Ignored,

@@ -16,7 +16,7 @@ use crate::config::model::listener::{
     SourceType, TcpProxy, TcpWeightedCluster, Terminal, TrafficDirection,
 };
 
-use super::{Converted, Problems, address, decode, hcm, timeout, type_name};
+use super::{Converted, Problems, address, decode, hcm, is_one_of, timeout, type_name};
 
 /// Network filters accepted without effect: they only feed Istio's own telemetry.
 const IGNORED_NETWORK_FILTERS: &[&str] = &[
@@ -24,6 +24,20 @@ const IGNORED_NETWORK_FILTERS: &[&str] = &[
     "istio.peer_metadata",
     "istio.stats",
     "envoy.filters.network.metadata_exchange",
+];
+
+const TLS_INSPECTOR: &[&str] = &[
+    "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+    "envoy.filters.listener.tls_inspector",
+];
+const HTTP_INSPECTOR: &[&str] = &[
+    "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector",
+    "envoy.filters.listener.http_inspector",
+];
+/// Without effect: the kernel programs tell the original destination.
+const ORIGINAL_DST: &[&str] = &[
+    "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
+    "envoy.filters.listener.original_dst",
 ];
 
 /// A listener.
@@ -113,18 +127,16 @@ fn inspectors(message: &pb::Listener, problems: &mut Problems) -> Inspectors {
             Some(listener_filter::ConfigType::TypedConfig(any)) => type_name(any),
             _ => "",
         };
-        match (filter.name.as_str(), any) {
-            (_, "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector")
-            | ("envoy.filters.listener.tls_inspector", _) => inspect.tls = true,
-            (_, "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector")
-            | ("envoy.filters.listener.http_inspector", _) => inspect.http = true,
-            // The kernel programs tell the original destination.
-            (_, "envoy.extensions.filters.listener.original_dst.v3.OriginalDst")
-            | ("envoy.filters.listener.original_dst", _) => {}
-            (name, _) => problems.push(
+        let is = |known: &[&str]| is_one_of(known, &filter.name, any);
+        if is(TLS_INSPECTOR) {
+            inspect.tls = true;
+        } else if is(HTTP_INSPECTOR) {
+            inspect.http = true;
+        } else if !is(ORIGINAL_DST) {
+            problems.push(
                 format!("listener_filters[{i}]"),
-                format!("listener filter {name} is not supported"),
-            ),
+                format!("listener filter {} ({any}) is not supported", filter.name),
+            );
         }
     }
     inspect
@@ -140,9 +152,15 @@ fn filter_chain(
         None => FilterChainMatch::default(),
     };
     let mut terminal = None;
+    let mut ignored = 0;
     for (i, filter) in message.filters.iter().enumerate() {
         let path = format!("{path}.filters[{i}]");
-        if IGNORED_NETWORK_FILTERS.contains(&filter.name.as_str()) {
+        let type_name = match &filter.config_type {
+            Some(ConfigType::TypedConfig(any)) => type_name(any),
+            _ => "",
+        };
+        if is_one_of(IGNORED_NETWORK_FILTERS, &filter.name, type_name) {
+            ignored += 1;
             continue;
         }
         if terminal.is_some() {
@@ -151,10 +169,10 @@ fn filter_chain(
         }
         terminal = network_filter(filter, &path, problems);
     }
-    if message.filters.is_empty() {
+    if message.filters.len() == ignored {
         problems.hint(
             format!("{path}.filters"),
-            "the chain has no filter",
+            "no filter ends the chain",
             "add envoy.filters.network.tcp_proxy or envoy.filters.network.http_connection_manager",
         );
     }

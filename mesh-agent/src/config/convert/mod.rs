@@ -78,6 +78,13 @@ fn type_name(any: &Any) -> &str {
     any.type_url.rsplit('/').next().unwrap_or_default()
 }
 
+/// Whether a filter is one of `known`, by the type of its configuration or by its name. A name
+/// never speaks for a filter whose type is one of Envoy's: an access check called
+/// `istio.stats` stays an access check.
+fn is_one_of(known: &[&str], name: &str, type_name: &str) -> bool {
+    known.contains(&type_name) || (!type_name.starts_with("envoy.") && known.contains(&name))
+}
+
 /// A duration that must not be negative.
 fn duration(value: &protobuf::Duration, path: &str, problems: &mut Problems) -> Duration {
     if value.seconds < 0 || value.nanos < 0 || value.nanos >= 1_000_000_000 {

@@ -175,7 +175,10 @@ fn workload(
 fn capture(node: &Node, default: &Capture, path: &str, problems: &mut Vec<Problem>) -> Capture {
     known_fields(node, CAPTURE_FIELDS, path, problems);
     let mut capture = default.clone();
-    let field = |name: &str| node.get(name).map(|node| (node, join(path, name)));
+    let field = |name: &str| {
+        let node = node.get(name)?;
+        (node.value != Value::Null).then(|| (node, join(path, name)))
+    };
     if let Some((node, path)) = field("include_outbound_cidrs") {
         capture.include_outbound_cidrs = all_or(node, &path, parse_range, problems);
     }

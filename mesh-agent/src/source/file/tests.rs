@@ -246,3 +246,61 @@ async fn a_swapped_link_is_noticed() {
         .addresses[0];
     assert_eq!(address.ip.to_string(), "10.96.0.12");
 }
+
+#[test]
+fn a_filter_is_what_its_type_says_whatever_its_name() {
+    for name in ["envoy.filters.http.router", "istio.stats"] {
+        let text = with(
+            "                http_filters:\n",
+            &format!(
+                "                http_filters:\n                  - name: {name}\n                    \
+                 typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC}}\n"
+            ),
+        );
+        let bad = errors(&text);
+        assert_eq!(bad.len(), 1, "{bad:?}");
+        assert!(bad[0].contains("http_filters[0]: HTTP filter"), "{bad:?}");
+    }
+}
+
+#[test]
+fn only_original_destinations_provide_their_own_balancing() {
+    for piece in ["lb_policy: CLUSTER_PROVIDED\n", "type: ORIGINAL_DST\n"] {
+        let text = format!("{GOOD}    - name: other\n      {piece}");
+        let bad = errors(&text);
+        assert!(bad[0].contains("CLUSTER_PROVIDED goes with"), "{bad:?}");
+    }
+    load_text(&format!(
+        "{GOOD}    - {{name: other, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED}}\n"
+    ))
+    .unwrap();
+}
+
+#[test]
+fn one_address_has_one_listener_however_it_is_written() {
+    let listener = &GOOD[GOOD.find("    - name: reviews\n").unwrap()
+        ..GOOD.find("  clusters:\n    - name").unwrap()];
+    let second = listener
+        .replacen("name: reviews", "name: second", 1)
+        .replacen("10.96.0.10", "'::ffff:10.96.0.10'", 1);
+    let bad = errors(&with(
+        "  clusters:\n    - name",
+        &format!("{second}  clusters:\n    - name"),
+    ));
+    assert_eq!(bad.len(), 1, "{bad:?}");
+    assert!(
+        bad[0].contains("10.96.0.10:80 belongs to listener reviews"),
+        "{bad:?}"
+    );
+}
+
+#[test]
+fn the_examples_load() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let mut seen = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        load(&entry.unwrap().path(), None).unwrap_or_else(|errors| panic!("{errors}"));
+        seen += 1;
+    }
+    assert!(seen > 0);
+}
