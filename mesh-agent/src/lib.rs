@@ -4,6 +4,7 @@
 //! Telemetry flows back the other way. `ARCHITECTURE.md` has the picture.
 
 pub mod config;
+pub mod datapath;
 pub mod proxy;
 pub mod snapshot;
 pub mod source;

@@ -4,9 +4,11 @@
 //! padding, no implicit gaps. Addresses are 16 bytes in network order, IPv4 as `::ffff:a.b.c.d`.
 //! Ports are host order. Change a layout and [`LAYOUT_VERSION`] goes up: it is part of the pin
 //! path, so maps of two layouts never meet.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 
 mod address;
+#[cfg(feature = "agent")]
+mod agent;
 mod connection;
 mod control;
 mod listen;

@@ -1,0 +1,194 @@
+//! Where a service runs: wholly in the kernel, in the agent, nowhere, or left alone. And why.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use mesh_common::{LbKind, OUTBOUND_PORT};
+
+use crate::config::model::cluster::{Discovery, LbPolicy, UpstreamTransport};
+use crate::config::model::listener::{
+    DownstreamTransport, FilterChain, FilterChainMatch, Listener, TcpProxy, Terminal,
+};
+use crate::snapshot::{ClusterView, View};
+
+use super::slots::{self, Weighted};
+
+/// Envoy's default idle timeout of a TCP proxy. The kernel keeps no idle timer; a listener that
+/// sets another one is served by the agent.
+const DEFAULT_TCP_IDLE: Duration = Duration::from_secs(3600);
+
+/// Where a service's connections go.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Placement {
+    /// To where they were dialled.
+    Pass,
+    /// To a backend the kernel picks.
+    Direct {
+        /// How it picks.
+        lb: LbKind,
+        /// Among these; empty refuses.
+        backends: Vec<Weighted>,
+    },
+    /// To the agent.
+    Agent,
+    /// connect(2) fails.
+    Deny,
+}
+
+/// A placement and the reason `status` shows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// Where.
+    pub placement: Placement,
+    /// Why.
+    pub why: Cow<'static, str>,
+}
+
+impl Decision {
+    fn agent(why: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            placement: Placement::Agent,
+            why: why.into(),
+        }
+    }
+}
+
+/// Decides for a listener of a view, reached on `port` (`None`: on any port).
+pub fn decide(listener: &Listener, port: Option<u16>, view: &View) -> Decision {
+    let mut chains = listener
+        .filter_chains
+        .iter()
+        .filter(|chain| reachable(&chain.matcher, port, listener.use_original_dst))
+        .chain(&listener.default_filter_chain);
+    let Some(chain) = chains.next() else {
+        return Decision {
+            placement: Placement::Deny,
+            why: "no filter chain takes its connections".into(),
+        };
+    };
+    if chains.next().is_some() {
+        return Decision::agent("several filter chains: the agent selects one per connection");
+    }
+    if !matches_everything(chain, port) {
+        return Decision::agent("its filter chain matches on facts only the agent looks at");
+    }
+    if chain.transport != DownstreamTransport::Plain {
+        return Decision::agent("it terminates TLS");
+    }
+    match &chain.terminal {
+        Terminal::Http(_) => Decision::agent("HTTP routing"),
+        Terminal::Tcp(proxy) => decide_tcp(proxy, view),
+    }
+}
+
+/// Whether a chain can be selected at all. Istio's `virtualOutbound` guards against loops with a
+/// chain for its own port, which no caught connection ever has as its destination.
+fn reachable(matcher: &FilterChainMatch, port: Option<u16>, catch_all: bool) -> bool {
+    match (matcher.destination_port, port) {
+        (Some(wanted), Some(port)) => wanted == port,
+        (Some(OUTBOUND_PORT), None) => !catch_all,
+        _ => true,
+    }
+}
+
+fn matches_everything(chain: &FilterChain, port: Option<u16>) -> bool {
+    let mut matcher = chain.matcher.clone();
+    if matcher.destination_port == port {
+        matcher.destination_port = None;
+    }
+    matcher == FilterChainMatch::default()
+}
+
+fn decide_tcp(proxy: &TcpProxy, view: &View) -> Decision {
+    if proxy.idle_timeout != Some(DEFAULT_TCP_IDLE) {
+        return Decision::agent("tcp_proxy.idle_timeout is set: the kernel keeps no idle timer");
+    }
+    if proxy.max_connect_attempts > 1 {
+        return Decision::agent("tcp_proxy.max_connect_attempts is set: the kernel tries once");
+    }
+    let mut clusters = Vec::with_capacity(proxy.clusters.len());
+    for weighted in proxy.clusters.iter().filter(|weighted| weighted.weight > 0) {
+        let Some(cluster) = view.clusters.get(&weighted.cluster) else {
+            return Decision::agent(format!("cluster {} does not exist", weighted.cluster));
+        };
+        clusters.push((cluster, f64::from(weighted.weight)));
+    }
+    if let [(cluster, _)] = clusters[..] {
+        if let Discovery::OriginalDst(options) = &cluster.config.discovery
+            && options.http_header.is_none()
+            && options.port_override.is_none()
+            && needs_agent(cluster).is_none()
+        {
+            return Decision {
+                placement: Placement::Pass,
+                why: "passthrough".into(),
+            };
+        }
+        if cluster.hosts().next().is_none() && cluster.warmed {
+            return Decision {
+                placement: Placement::Deny,
+                why: format!("cluster {} has no endpoint", cluster.config.name).into(),
+            };
+        }
+    }
+    for (cluster, _) in &clusters {
+        if matches!(cluster.config.discovery, Discovery::OriginalDst(_)) {
+            return Decision::agent(format!(
+                "cluster {} is ORIGINAL_DST among others",
+                cluster.config.name
+            ));
+        }
+        if let Some(why) = needs_agent(cluster) {
+            return Decision::agent(format!("cluster {}: {why}", cluster.config.name));
+        }
+    }
+    direct(&clusters)
+}
+
+/// What a cluster asks for that only the agent can do.
+fn needs_agent(cluster: &ClusterView) -> Option<&'static str> {
+    let config = &cluster.config;
+    if config.transport != UpstreamTransport::Plain {
+        Some("TLS to its endpoints")
+    } else if config.source_address.is_some() {
+        Some("upstream_bind_config is set")
+    } else if config.tcp_keepalive.is_some() {
+        Some("tcp_keepalive is set")
+    } else if config.circuit_breakers.default.configured || config.circuit_breakers.high.configured
+    {
+        Some("circuit_breakers are set")
+    } else if config.close_connections_on_host_removal {
+        Some("close_connections_on_host_health_failure is set")
+    } else {
+        None
+    }
+}
+
+fn direct(clusters: &[(&std::sync::Arc<ClusterView>, f64)]) -> Decision {
+    let total: f64 = clusters.iter().map(|(_, weight)| weight).sum();
+    let mut backends = Vec::new();
+    for (cluster, weight) in clusters {
+        backends.extend(slots::weights(cluster).into_iter().map(|backend| Weighted {
+            weight: backend.weight * weight / total,
+            ..backend
+        }));
+    }
+    let (lb, why) = match clusters {
+        [(cluster, _)] => match cluster.config.lb {
+            LbPolicy::Random => (LbKind::Random, "plain tcp_proxy, RANDOM"),
+            LbPolicy::LeastRequest { .. } => (
+                LbKind::LeastConnections,
+                "plain tcp_proxy, LEAST_REQUEST on connections",
+            ),
+            LbPolicy::RoundRobin | LbPolicy::ClusterProvided => {
+                (LbKind::RoundRobin, "plain tcp_proxy, ROUND_ROBIN")
+            }
+        },
+        // Envoy draws the cluster at random, so the slots are drawn at random.
+        _ => (LbKind::Random, "plain tcp_proxy, weighted clusters"),
+    };
+    Decision {
+        placement: Placement::Direct { lb, backends },
+        why: why.into(),
+    }
+}

@@ -1,0 +1,251 @@
+//! Loads the programs, attaches them, and owns both until the agent ends.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aya::programs::links::CgroupAttachMode;
+use aya::programs::sk_lookup::SkLookupLink;
+use aya::programs::{CgroupSock, CgroupSockAddr, SkLookup, SockOps};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader};
+use mesh_common::Control;
+
+use crate::proxy::OriginalDst;
+use crate::snapshot::Snapshot;
+use crate::workload::{Netns, PodId};
+
+use super::error::map_error;
+use super::maps::{self, NodeMaps, PodMaps, ServiceMaps};
+use super::orig::KernelOriginalDst;
+use super::plan::Plan;
+use super::pods::{Enrolment, Pods};
+use super::reconcile::{Reconciler, Report};
+use super::{DatapathError, object};
+
+/// How the kernel side is set up.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The cgroup v2 directory above all pods.
+    pub cgroup: PathBuf,
+    /// The agent's own cgroup, whose sockets are never captured.
+    pub agent_cgroup: u64,
+    /// Kernel programs report what they do (`--log-level debug`); costs time per connection.
+    pub trace: bool,
+}
+
+/// The loaded programs and their maps. Dropping it detaches everything.
+#[allow(missing_debug_implementations)]
+pub struct Datapath {
+    pub(super) ebpf: Ebpf,
+    pub(super) services: ServiceMaps,
+    pub(super) pod_maps: PodMaps,
+    pub(super) node: NodeMaps,
+    pub(super) reconciler: Reconciler,
+    pods: Pods,
+    agent_cgroup: u64,
+    original_dst: Arc<KernelOriginalDst>,
+}
+
+/// cgroup/connect, getpeername and getsockname programs.
+const SOCK_ADDR_PROGRAMS: [&str; 6] = [
+    "mesh_connect4",
+    "mesh_connect6",
+    "mesh_peer4",
+    "mesh_peer6",
+    "mesh_name4",
+    "mesh_name6",
+];
+const SOCK_OPS: &str = "mesh_sock_ops";
+const SOCK_RELEASE: &str = "mesh_sock_release";
+const SK_LOOKUP: &str = "mesh_sk_lookup";
+
+impl Datapath {
+    /// Loads the programs and attaches those of the cgroup. Nothing is captured before pods are
+    /// enrolled.
+    ///
+    /// # Errors
+    /// The kernel refuses a map, a program or an attachment, or the cgroup does not exist.
+    pub fn load(options: &Options) -> Result<Self, DatapathError> {
+        let kernel = KernelVersion::current().unwrap_or(KernelVersion::new(5, 15, 0));
+        let at_least = |major, minor| u8::from(kernel >= KernelVersion::new(major, minor, 0));
+        let (has_set_retval, has_ingress_ifindex) = (at_least(5, 18), at_least(5, 17));
+        // aya-log's levels: 4 is debug, 2 is warn.
+        let log_level: u8 = if options.trace { 4 } else { 2 };
+        let mut ebpf = EbpfLoader::new()
+            .override_global("HAS_SET_RETVAL", &has_set_retval, true)
+            .override_global("HAS_INGRESS_IFINDEX", &has_ingress_ifindex, true)
+            .override_global("AYA_LOG_LEVEL", &log_level, false)
+            .load(object::OBJECT)?;
+        load_programs(&mut ebpf)?;
+        let (services, pod_maps, node, orig) = maps::take(&mut ebpf)?;
+        let mut datapath = Self {
+            ebpf,
+            services,
+            pod_maps,
+            node,
+            reconciler: Reconciler::default(),
+            pods: Pods::default(),
+            agent_cgroup: options.agent_cgroup,
+            original_dst: Arc::new(KernelOriginalDst::new(orig)),
+        };
+        datapath.heartbeat()?;
+        attach_cgroup(&mut datapath.ebpf, &options.cgroup)?;
+        Ok(datapath)
+    }
+
+    /// Starts forwarding what the kernel programs log. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The log ring buffer is missing.
+    pub fn forward_logs(&mut self) -> anyhow::Result<()> {
+        use tokio::io::Interest;
+        use tokio::io::unix::AsyncFd;
+
+        let logger = aya_log::EbpfLogger::init(&mut self.ebpf)?;
+        // SAFETY: the logger owns its descriptor and is only dropped together with the AsyncFd.
+        let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
+        tokio::spawn(async move {
+            while let Ok(mut guard) = logger.readable_mut().await {
+                guard.get_inner_mut().flush();
+                guard.clear_ready();
+            }
+        });
+        Ok(())
+    }
+
+    /// Tells the kernel that the agent is alive; to be called at least every second.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn heartbeat(&mut self) -> Result<(), DatapathError> {
+        let control = Control {
+            heartbeat_ns: monotonic_ns(),
+            agent_cgroup: self.agent_cgroup,
+        };
+        self.node
+            .control
+            .set(0, control, 0)
+            .map_err(map_error("CTRL", "write the heartbeat"))
+    }
+
+    /// Where the proxy asks for original destinations.
+    pub fn original_dst(&self) -> Arc<dyn OriginalDst> {
+        self.original_dst.clone()
+    }
+
+    /// Brings the service maps up to the snapshot.
+    pub fn apply(&mut self, snapshot: &Snapshot) -> Report {
+        self.reconciler
+            .apply(Plan::new(snapshot), &mut self.services)
+    }
+
+    /// Enrols a pod or brings an enrolled one up to date.
+    ///
+    /// # Errors
+    /// A map is full, or the namespace does not take the program.
+    pub fn enrol(&mut self, enrolment: &Enrolment<'_>) -> Result<(), DatapathError> {
+        let ebpf = &mut self.ebpf;
+        self.pods.put(&mut self.pod_maps, enrolment, || {
+            attach_netns(ebpf, &enrolment.pod.netns, &enrolment.pod.workload.key())
+        })
+    }
+
+    /// Lets a pod go. Connections made so far go on.
+    ///
+    /// # Errors
+    /// A map cannot be written; everything else is removed all the same.
+    pub fn remove(&mut self, pod: PodId) -> Result<(), DatapathError> {
+        self.pods.remove(&mut self.pod_maps, pod)
+    }
+
+    /// Lets all pods go.
+    pub fn remove_all(&mut self) {
+        for pod in self.pods.ids() {
+            if let Err(error) = self.remove(pod) {
+                tracing::warn!(%error, "cannot remove a pod from the kernel's maps");
+            }
+        }
+    }
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    for name in SOCK_ADDR_PROGRAMS {
+        let program: &mut CgroupSockAddr = program(ebpf, name)?;
+        program.load().map_err(|reason| DatapathError::Program {
+            program: name,
+            reason,
+        })?;
+    }
+    let failed = |program| move |reason| DatapathError::Program { program, reason };
+    program::<SockOps>(ebpf, SOCK_OPS)?
+        .load()
+        .map_err(failed(SOCK_OPS))?;
+    program::<CgroupSock>(ebpf, SOCK_RELEASE)?
+        .load()
+        .map_err(failed(SOCK_RELEASE))?;
+    program::<SkLookup>(ebpf, SK_LOOKUP)?
+        .load()
+        .map_err(failed(SK_LOOKUP))
+}
+
+fn attach_cgroup(ebpf: &mut Ebpf, path: &Path) -> Result<(), DatapathError> {
+    let cgroup = File::open(path).map_err(|reason| DatapathError::Cgroup {
+        path: path.to_owned(),
+        reason,
+    })?;
+    let failed = |program| {
+        let target = path.display().to_string();
+        move |reason| DatapathError::Attach {
+            program,
+            target,
+            reason,
+        }
+    };
+    // cgroup links always allow other programs beside them; the flag would be rejected.
+    let mode = CgroupAttachMode::Single;
+    // Those that only keep accounts come before those that rewrite.
+    program::<CgroupSock>(ebpf, SOCK_RELEASE)?
+        .attach(&cgroup, mode)
+        .map_err(failed(SOCK_RELEASE))?;
+    program::<SockOps>(ebpf, SOCK_OPS)?
+        .attach(&cgroup, mode)
+        .map_err(failed(SOCK_OPS))?;
+    for name in SOCK_ADDR_PROGRAMS.into_iter().rev() {
+        program::<CgroupSockAddr>(ebpf, name)?
+            .attach(&cgroup, mode)
+            .map_err(failed(name))?;
+    }
+    Ok(())
+}
+
+fn attach_netns(ebpf: &mut Ebpf, netns: &Netns, pod: &str) -> Result<SkLookupLink, DatapathError> {
+    let failed = |reason| DatapathError::Attach {
+        program: SK_LOOKUP,
+        target: format!("the network namespace of pod {pod}"),
+        reason,
+    };
+    let program: &mut SkLookup = program(ebpf, SK_LOOKUP)?;
+    let link = program.attach(netns).map_err(failed)?;
+    program.take_link(link).map_err(failed)
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, DatapathError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    ebpf.program_mut(name)
+        .ok_or(DatapathError::Missing(name))?
+        .try_into()
+        .map_err(|reason| DatapathError::Program {
+            program: name,
+            reason,
+        })
+}
+
+/// `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
+fn monotonic_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .expect("CLOCK_MONOTONIC exists on every Linux");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}

@@ -1,0 +1,22 @@
+//! The kernel side: loads and attaches the programs, keeps the BPF maps equal to the snapshot.
+//!
+//! [`plan`] decides what the kernel should know (pure), [`reconcile`] brings the service maps
+//! there by difference, [`pods`] enrols pods, [`Datapath`] owns the loaded programs.
+
+mod capture;
+pub mod decide;
+mod error;
+mod load;
+mod maps;
+mod object;
+mod orig;
+pub mod plan;
+mod pods;
+pub mod reconcile;
+pub mod slots;
+mod status;
+
+pub use error::DatapathError;
+pub use load::{Datapath, Options};
+pub use pods::Enrolment;
+pub use status::{BackendStatus, MapUse, ServiceStatus};

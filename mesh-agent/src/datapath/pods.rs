@@ -1,0 +1,244 @@
+//! Enrols pods: capture settings, listener sockets, addresses, and last of all the pod itself.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, TcpListener};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use aya::maps::lpm_trie::Key;
+use aya::programs::sk_lookup::SkLookupLink;
+use mesh_common::{Addr, InboundPod, ListenKey, ListenKind, Pod as PodEntry};
+
+use crate::config::model::workload::Capture;
+use crate::workload::{Pod, PodId};
+
+use super::DatapathError;
+use super::capture::{CaptureEntries, entries};
+use super::error::map_error;
+use super::maps::PodMaps;
+
+/// What the kernel needs to know to catch a pod's connections.
+#[derive(Debug)]
+pub struct Enrolment<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// Its addresses now.
+    pub ips: &'a [IpAddr],
+    /// What is captured now.
+    pub capture: &'a Arc<Capture>,
+    /// The pod's inbound listener; `None` leaves inbound connections alone.
+    pub inbound: Option<&'a TcpListener>,
+}
+
+/// What the maps hold of one pod.
+#[derive(Debug)]
+struct Enrolled {
+    name: String,
+    cookie: u64,
+    entry: PodEntry,
+    capture: Arc<Capture>,
+    addresses: BTreeSet<IpAddr>,
+    /// Ends inbound capture when dropped.
+    _inbound: SkLookupLink,
+}
+
+/// Capture settings in the maps, shared by the pods that have equal ones.
+#[derive(Debug)]
+struct Settings {
+    id: u32,
+    users: u32,
+    entries: CaptureEntries,
+}
+
+/// Mirrors the pod maps.
+#[derive(Debug, Default)]
+pub(super) struct Pods {
+    enrolled: HashMap<PodId, Enrolled>,
+    settings: HashMap<Arc<Capture>, Settings>,
+    last_capture_id: u32,
+}
+
+impl Pods {
+    /// Enrols a pod or brings an enrolled one up to date. Live connections are not touched.
+    pub(super) fn put(
+        &mut self,
+        maps: &mut PodMaps,
+        enrolment: &Enrolment<'_>,
+        attach: impl FnOnce() -> Result<SkLookupLink, DatapathError>,
+    ) -> Result<(), DatapathError> {
+        let pod = enrolment.pod;
+        let name = pod.workload.key().to_string();
+        for address in enrolment.ips {
+            let owner = self
+                .enrolled
+                .iter()
+                .find(|(id, other)| **id != pod.id && other.addresses.contains(address));
+            if let Some((_, owner)) = owner
+                && enrolment.inbound.is_some()
+            {
+                return Err(DatapathError::AddressTaken {
+                    address: *address,
+                    owner: owner.name.clone(),
+                    pod: name,
+                });
+            }
+        }
+        let (capture_id, capture_flags) = self.acquire(maps, enrolment.capture)?;
+        let flags = capture_flags;
+        let addresses: BTreeSet<IpAddr> = if enrolment.inbound.is_some() {
+            enrolment.ips.iter().copied().collect()
+        } else {
+            BTreeSet::new()
+        };
+        if let Some(listener) = enrolment.inbound
+            && !self.enrolled.contains_key(&pod.id)
+        {
+            let key = ListenKey {
+                pod_id: pod.id.0,
+                kind: ListenKind::INBOUND,
+            };
+            maps.listen
+                .insert(key, listener.as_raw_fd(), 0)
+                .map_err(map_error("LISTEN", "register the inbound listener"))?;
+        }
+        for address in &addresses {
+            let value = InboundPod {
+                pod_id: pod.id.0,
+                capture_id,
+                flags,
+            };
+            maps.in_pods
+                .insert(Addr::from(*address), value, 0)
+                .map_err(map_error("IN_PODS", "write an address"))?;
+        }
+        let first = |v4: bool| enrolment.ips.iter().find(|ip| ip.is_ipv4() == v4).copied();
+        let entry = PodEntry {
+            pod_id: pod.id.0,
+            view_id: pod.view.0,
+            identity: 0,
+            flags,
+            capture_id,
+            own_v4: first(true)
+                .and_then(|ip| Addr::from(ip).v4_be())
+                .unwrap_or(0),
+            own_v6: first(false).map(Addr::from).unwrap_or(Addr::UNSPECIFIED),
+        };
+        let cookie = pod.netns.cookie();
+        let old = self.enrolled.remove(&pod.id);
+        let (link, old_addresses, old_capture) = match old {
+            Some(old) => (old._inbound, old.addresses, Some(old.capture)),
+            None => (attach()?, BTreeSet::new(), None),
+        };
+        maps.pods
+            .insert(cookie, entry, 0)
+            .map_err(map_error("PODS", "enrol the pod"))?;
+        for gone in old_addresses.difference(&addresses) {
+            maps.in_pods
+                .remove(&Addr::from(*gone))
+                .map_err(map_error("IN_PODS", "remove an address"))?;
+        }
+        self.enrolled.insert(
+            pod.id,
+            Enrolled {
+                name,
+                cookie,
+                entry,
+                capture: enrolment.capture.clone(),
+                addresses,
+                _inbound: link,
+            },
+        );
+        if let Some(old) = old_capture {
+            self.release(maps, &old)?;
+        }
+        Ok(())
+    }
+
+    /// Lets a pod go: new connections are plain from here on.
+    pub(super) fn remove(&mut self, maps: &mut PodMaps, id: PodId) -> Result<(), DatapathError> {
+        let Some(old) = self.enrolled.remove(&id) else {
+            return Ok(());
+        };
+        debug_assert_eq!(old.entry.pod_id, id.0);
+        let results = [
+            maps.pods
+                .remove(&old.cookie)
+                .map_err(map_error("PODS", "remove the pod")),
+            old.addresses.iter().try_for_each(|address| {
+                maps.in_pods
+                    .remove(&Addr::from(*address))
+                    .map_err(map_error("IN_PODS", "remove an address"))
+            }),
+            self.release(maps, &old.capture),
+        ];
+        // A listener that was closed has left the map by itself.
+        let _ = maps.listen.remove(&ListenKey {
+            pod_id: id.0,
+            kind: ListenKind::INBOUND,
+        });
+        results.into_iter().collect()
+    }
+
+    /// Enrolled pods.
+    pub(super) fn ids(&self) -> Vec<PodId> {
+        self.enrolled.keys().copied().collect()
+    }
+
+    fn acquire(
+        &mut self,
+        maps: &mut PodMaps,
+        capture: &Arc<Capture>,
+    ) -> Result<(u32, u32), DatapathError> {
+        if let Some(settings) = self.settings.get_mut(capture) {
+            settings.users += 1;
+            return Ok((settings.id, settings.entries.flags));
+        }
+        self.last_capture_id += 1;
+        let id = self.last_capture_id;
+        let entries = entries(capture, id);
+        for ((prefix, key), action) in &entries.cidrs {
+            maps.cidrs
+                .insert(&Key::new(*prefix, *key), action, 0)
+                .map_err(map_error("CIDRS", "write a range"))?;
+        }
+        for (key, action) in &entries.ports {
+            maps.ports
+                .insert(key, action, 0)
+                .map_err(map_error("PORTS", "write a port"))?;
+        }
+        let flags = entries.flags;
+        self.settings.insert(
+            capture.clone(),
+            Settings {
+                id,
+                users: 1,
+                entries,
+            },
+        );
+        Ok((id, flags))
+    }
+
+    fn release(&mut self, maps: &mut PodMaps, capture: &Arc<Capture>) -> Result<(), DatapathError> {
+        let Some(settings) = self.settings.get_mut(capture) else {
+            return Ok(());
+        };
+        settings.users -= 1;
+        if settings.users > 0 {
+            return Ok(());
+        }
+        let Some(settings) = self.settings.remove(capture) else {
+            return Ok(());
+        };
+        for (prefix, key) in settings.entries.cidrs.keys() {
+            maps.cidrs
+                .remove(&Key::new(*prefix, *key))
+                .map_err(map_error("CIDRS", "remove a range"))?;
+        }
+        for key in settings.entries.ports.keys() {
+            maps.ports
+                .remove(key)
+                .map_err(map_error("PORTS", "remove a port"))?;
+        }
+        Ok(())
+    }
+}

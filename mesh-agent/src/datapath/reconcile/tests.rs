@@ -1,0 +1,208 @@
+//! Reconciliation against a recorder that checks, after every single write, what the kernel
+//! could read.
+
+use std::collections::BTreeMap;
+
+use mesh_common::{LbKind, TCP, Verdict};
+
+use super::*;
+
+#[derive(Default)]
+struct Recorder {
+    backends: BTreeMap<u32, Backend>,
+    slots: BTreeMap<SlotKey, u32>,
+    states: BTreeMap<u32, ()>,
+    conns: BTreeMap<ConnsKey, ()>,
+    services: BTreeMap<ServiceKey, Service>,
+    writes: usize,
+    fail_at: Option<usize>,
+}
+
+impl Recorder {
+    fn step(&mut self) -> Result<(), DatapathError> {
+        self.writes += 1;
+        if self.fail_at == Some(self.writes) {
+            self.fail_at = None;
+            return Err(DatapathError::Missing("room"));
+        }
+        Ok(())
+    }
+
+    /// Whatever service the kernel finds, every slot and backend of it is there.
+    fn check(&self) -> Result<(), DatapathError> {
+        for service in self.services.values() {
+            for slot in 0..service.slots {
+                let key = SlotKey {
+                    svc_id: service.svc_id,
+                    generation: service.generation,
+                    slot,
+                };
+                let backend = self.slots.get(&key).expect("a live slot");
+                assert!(self.backends.contains_key(backend));
+                let key = ConnsKey {
+                    svc_id: service.svc_id,
+                    backend_id: *backend,
+                };
+                assert!(self.conns.contains_key(&key));
+            }
+            assert!(self.states.contains_key(&service.svc_id));
+        }
+        Ok(())
+    }
+
+    fn reachable(&self, key: &ServiceKey) -> Vec<u16> {
+        let service = self.services[key];
+        (0..service.slots)
+            .map(|slot| {
+                let key = SlotKey {
+                    svc_id: service.svc_id,
+                    generation: service.generation,
+                    slot,
+                };
+                self.backends[&self.slots[&key]].port
+            })
+            .collect()
+    }
+}
+
+impl Sink for Recorder {
+    fn put_backend(&mut self, id: u32, backend: Backend) -> Result<(), DatapathError> {
+        self.step()?;
+        self.backends.insert(id, backend);
+        self.check()
+    }
+    fn drop_backend(&mut self, id: u32) -> Result<(), DatapathError> {
+        self.step()?;
+        self.backends.remove(&id).expect("a known backend");
+        self.check()
+    }
+    fn put_slot(&mut self, key: SlotKey, backend: u32) -> Result<(), DatapathError> {
+        self.step()?;
+        self.slots.insert(key, backend);
+        self.check()
+    }
+    fn drop_slot(&mut self, key: SlotKey) -> Result<(), DatapathError> {
+        self.step()?;
+        self.slots.remove(&key).expect("a known slot");
+        self.check()
+    }
+    fn put_state(&mut self, svc_id: u32) -> Result<(), DatapathError> {
+        self.step()?;
+        self.states.insert(svc_id, ());
+        self.check()
+    }
+    fn drop_state(&mut self, svc_id: u32) -> Result<(), DatapathError> {
+        self.step()?;
+        self.states.remove(&svc_id).expect("known counters");
+        self.check()
+    }
+    fn put_conns(&mut self, key: ConnsKey) -> Result<(), DatapathError> {
+        self.step()?;
+        self.conns.insert(key, ());
+        self.check()
+    }
+    fn drop_conns(&mut self, key: ConnsKey) -> Result<(), DatapathError> {
+        self.step()?;
+        self.conns.remove(&key).expect("known counters");
+        self.check()
+    }
+    fn put_service(&mut self, key: ServiceKey, service: Service) -> Result<(), DatapathError> {
+        self.step()?;
+        self.services.insert(key, service);
+        self.check()
+    }
+    fn drop_service(&mut self, key: ServiceKey) -> Result<(), DatapathError> {
+        self.step()?;
+        self.services.remove(&key).expect("a known service");
+        self.check()
+    }
+}
+
+fn key(port: u16) -> ServiceKey {
+    ServiceKey {
+        view_id: 1,
+        addr: Addr::from_v4_be(0x0a00_0001_u32.to_be()),
+        port,
+        proto: TCP as u16,
+    }
+}
+
+fn plan(services: &[(u16, &[u16])]) -> Plan {
+    let services = services
+        .iter()
+        .map(|(port, backends)| {
+            let slots = backends
+                .iter()
+                .map(|port| ([10, 0, 0, 2], *port).into())
+                .collect();
+            let service = ServicePlan {
+                name: "s".into(),
+                verdict: Verdict::Direct,
+                lb: LbKind::RoundRobin,
+                slots,
+                fail_open: false,
+                why: "".into(),
+            };
+            (key(*port), service)
+        })
+        .collect();
+    Plan { services }
+}
+
+#[test]
+fn adds_changes_and_removes() {
+    let (mut reconciler, mut kernel) = (Reconciler::default(), Recorder::default());
+    reconciler.apply(plan(&[(1, &[10, 11]), (2, &[11])]), &mut kernel);
+    assert_eq!(kernel.reachable(&key(1)), [10, 11]);
+    assert_eq!(kernel.backends.len(), 2);
+
+    reconciler.apply(plan(&[(1, &[12, 11, 11])]), &mut kernel);
+    assert_eq!(kernel.reachable(&key(1)), [12, 11, 11]);
+    assert_eq!(kernel.services.len(), 1);
+    assert_eq!(kernel.backends.len(), 2);
+    assert_eq!(kernel.slots.len(), 3);
+
+    reconciler.apply(plan(&[]), &mut kernel);
+    assert!(kernel.services.is_empty() && kernel.slots.is_empty() && kernel.backends.is_empty());
+    assert!(kernel.states.is_empty() && kernel.conns.is_empty());
+}
+
+#[test]
+fn an_equal_plan_writes_nothing() {
+    let (mut reconciler, mut kernel) = (Reconciler::default(), Recorder::default());
+    reconciler.apply(plan(&[(1, &[10, 11])]), &mut kernel);
+    let writes = kernel.writes;
+    let report = reconciler.apply(plan(&[(1, &[10, 11])]), &mut kernel);
+    assert_eq!((report.changed, kernel.writes), (0, writes));
+}
+
+#[test]
+fn a_new_list_is_a_new_generation() {
+    let (mut reconciler, mut kernel) = (Reconciler::default(), Recorder::default());
+    reconciler.apply(plan(&[(1, &[10])]), &mut kernel);
+    let before = kernel.services[&key(1)];
+    reconciler.apply(plan(&[(1, &[10, 11])]), &mut kernel);
+    let after = kernel.services[&key(1)];
+    assert_eq!(before.svc_id, after.svc_id);
+    assert_eq!(before.generation + 1, after.generation);
+}
+
+#[test]
+fn a_full_map_leaves_the_last_good_list_and_leaks_nothing() {
+    for fail_at in 1..40 {
+        let (mut reconciler, mut kernel) = (Reconciler::default(), Recorder::default());
+        reconciler.apply(plan(&[(1, &[10, 11])]), &mut kernel);
+        kernel.fail_at = Some(kernel.writes + fail_at);
+        let report = reconciler.apply(plan(&[(1, &[12, 13, 14])]), &mut kernel);
+        let reachable = kernel.reachable(&key(1));
+        assert!(
+            reachable == [10, 11] || reachable == [12, 13, 14],
+            "{reachable:?}"
+        );
+        if report.failed.is_empty() {
+            break;
+        }
+        reconciler.apply(plan(&[(1, &[12, 13, 14])]), &mut kernel);
+        assert_eq!(kernel.reachable(&key(1)), [12, 13, 14]);
+    }
+}
