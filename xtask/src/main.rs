@@ -30,8 +30,6 @@ enum Command {
     Doctor,
     /// Build the kernel programs into TARGET_DIR/bpf/mesh-ebpf.o.
     BuildEbpf,
-    /// Make proto/descriptors.bin anew from the definitions that ship with Envoy's messages.
-    GenDescriptors,
     /// Everything CI runs, or a part of it.
     Test {
         /// Leave out to run all parts.
@@ -51,7 +49,6 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Doctor => doctor::run(),
         Command::BuildEbpf => ebpf::build().map(|object| println!("{}", object.display())),
-        Command::GenDescriptors => descriptors::run(),
         Command::Test { part } => test::run(part),
         Command::GenDescriptors => descriptors::run(),
         Command::Demo(args) => demo::run(&args),

@@ -4,7 +4,6 @@ pub mod listeners;
 pub mod netns;
 pub mod pod;
 mod status;
-mod watch;
 
 pub use netns::Netns;
 pub use pod::{Pod, PodId};
