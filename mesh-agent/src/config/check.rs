@@ -68,7 +68,7 @@ pub fn check(resources: &ResourceSet) -> Vec<(Subject, Problem)> {
         }
     }
     for (name, resource) in &resources.routes {
-        if resource.value.validate_clusters {
+        if resource.value.validate_clusters != Some(false) {
             for problem in missing_clusters(&resource.value, "", resources) {
                 problems.push((Subject::Routes(name.clone()), problem));
             }
@@ -115,6 +115,7 @@ fn references(listener: &Listener, resources: &ResourceSet, problem: &mut dyn Fn
                 }
             }
             Terminal::Http(hcm) => match &hcm.routes {
+                RouteSource::Inline(routes) if routes.validate_clusters == Some(false) => {}
                 RouteSource::Inline(routes) => {
                     missing_clusters(routes, &path, resources)
                         .into_iter()

@@ -112,10 +112,7 @@ pub(super) fn convert(
         ),
         most_specific_header_mutations_wins: message.most_specific_header_mutations_wins,
         ignore_port_in_host_matching: message.ignore_port_in_host_matching,
-        validate_clusters: message
-            .validate_clusters
-            .as_ref()
-            .is_some_and(|value| value.value),
+        validate_clusters: message.validate_clusters.as_ref().map(|value| value.value),
     })
 }
 

@@ -28,8 +28,9 @@ pub struct RouteConfiguration {
     pub most_specific_header_mutations_wins: bool,
     /// The port is dropped from the host when matching domains.
     pub ignore_port_in_host_matching: bool,
-    /// Routes to clusters that do not exist are refused when loading (default: only inline).
-    pub validate_clusters: bool,
+    /// Whether routes to clusters that do not exist are refused when loading. Not said: a file
+    /// refuses them; a control plane may deliver clusters later, so xDS checks inline ones only.
+    pub validate_clusters: Option<bool>,
 }
 
 impl RouteConfiguration {

@@ -302,5 +302,26 @@ fn the_examples_load() {
         load(&entry.unwrap().path(), None).unwrap_or_else(|errors| panic!("{errors}"));
         seen += 1;
     }
-    assert!(seen > 0);
+    assert_eq!(seen, 4);
+}
+
+#[test]
+fn a_named_route_without_its_cluster_is_wrong_unless_it_says_so() {
+    let egress = include_str!("../../../../examples/egress.yaml");
+    let wrong = egress.replacen("route: { cluster: original", "route: { cluster: orginal", 1);
+    let bad = errors(&wrong);
+    assert_eq!(bad.len(), 1, "{bad:?}");
+    assert!(
+        bad[0].contains(
+            "static_resources.routes[0].virtual_hosts[0].routes[0].route.cluster: cluster \
+             orginal-destination does not exist; did you mean original-destination?"
+        ),
+        "{bad:?}"
+    );
+    let late = wrong.replacen(
+        "- name: egress\n",
+        "- name: egress\n    validate_clusters: false\n",
+        1,
+    );
+    load_text(&late).unwrap();
 }
