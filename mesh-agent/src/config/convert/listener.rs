@@ -83,11 +83,11 @@ fn convert(message: &pb::Listener, problems: &mut Problems) -> Listener {
     for (i, chain) in filter_chains.iter().enumerate() {
         let same = filter_chains[..i]
             .iter()
-            .position(|other| other.matcher == chain.matcher);
+            .position(|other| other.matcher.conflicts_with(&chain.matcher));
         if let Some(first) = same {
             problems.hint(
                 format!("filter_chains[{i}].filter_chain_match"),
-                format!("matches the same connections as filter_chains[{first}]"),
+                format!("matches some of the connections of filter_chains[{first}] as closely"),
                 "give every chain a match of its own",
             );
         }

@@ -101,6 +101,28 @@ pub struct FilterChainMatch {
     pub source_ports: Vec<u16>,
 }
 
+impl FilterChainMatch {
+    /// Whether a connection exists for which neither of two matches is the more specific one.
+    /// Envoy refuses a listener with such a pair.
+    pub fn conflicts_with(&self, other: &Self) -> bool {
+        fn share<T: PartialEq>(a: &[T], b: &[T]) -> bool {
+            (a.is_empty() && b.is_empty()) || a.iter().any(|item| b.contains(item))
+        }
+        self.destination_port == other.destination_port
+            && self.transport_protocol == other.transport_protocol
+            && self.source_type == other.source_type
+            && share(&self.prefix_ranges, &other.prefix_ranges)
+            && share(&self.server_names, &other.server_names)
+            && share(&self.application_protocols, &other.application_protocols)
+            && share(
+                &self.direct_source_prefix_ranges,
+                &other.direct_source_prefix_ranges,
+            )
+            && share(&self.source_prefix_ranges, &other.source_prefix_ranges)
+            && share(&self.source_ports, &other.source_ports)
+    }
+}
+
 /// Envoy's `ConnectionSourceType`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SourceType {

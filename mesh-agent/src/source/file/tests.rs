@@ -325,3 +325,29 @@ fn a_named_route_without_its_cluster_is_wrong_unless_it_says_so() {
     );
     load_text(&late).unwrap();
 }
+
+#[test]
+fn filter_chains_may_not_claim_the_same_connections() {
+    let inbound = include_str!("../../../../examples/inbound.yaml");
+    let chain = |matcher: &str| {
+        let chain = format!(
+            "    filter_chains:\n    - filter_chain_match: {{{matcher}}}\n      filters: [{{name: tcp, typed_config: \
+             {{\"@type\": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, cluster: application}}}}]\n"
+        );
+        inbound.replacen("    filter_chains:\n", &chain, 1)
+    };
+    let ports = "destination_port: 8080";
+    let bad = errors(&chain(ports));
+    assert_eq!(bad.len(), 1, "{bad:?}");
+    assert!(
+        bad[0].contains("filter_chains[1].filter_chain_match: matches some"),
+        "{bad:?}"
+    );
+    for apart in [
+        "destination_port: 8081",
+        "destination_port: 8080, source_type: EXTERNAL",
+        "destination_port: 8080, server_names: [a.example]",
+    ] {
+        load_text(&chain(apart)).unwrap();
+    }
+}
