@@ -150,7 +150,7 @@ fn workload(
                     labels.insert(entry.key.clone(), value.to_owned());
                 }
                 None => problems.push(Problem::new(
-                    format!("{path}.labels.{}", entry.key),
+                    format!("{path}.labels[{}]", entry.key),
                     format!("must be a text, not {}", entry.value.kind()),
                 )),
             }

@@ -105,8 +105,8 @@ impl Node {
     pub fn locate(&self, path: &str) -> Position {
         let mut node = self;
         let mut at = self.at;
-        for part in path.split(['.', '[']).filter(|part| !part.is_empty()) {
-            let child = match part.strip_suffix(']') {
+        for part in parts(path) {
+            let child = match part.strip_prefix('[') {
                 Some(index) => match (&node.value, index.parse::<usize>()) {
                     (Value::List(items), Ok(index)) => items.get(index).map(|item| (item.at, item)),
                     _ => node
@@ -128,6 +128,21 @@ impl Node {
         }
         at
     }
+}
+
+/// The steps of a field path: names, and `[` with an index or a key. Keys may hold dots.
+fn parts(path: &str) -> impl Iterator<Item = &str> {
+    let mut rest = path;
+    std::iter::from_fn(move || {
+        rest = rest.trim_start_matches(['.', ']']);
+        let end = match rest.strip_prefix('[') {
+            Some(_) => rest.find(']'),
+            None => rest.find(['.', '[']),
+        };
+        let part;
+        (part, rest) = rest.split_at(end.unwrap_or(rest.len()));
+        (!part.is_empty()).then_some(part)
+    })
 }
 
 /// `routeConfig` as `route_config`.
@@ -345,6 +360,11 @@ mod tests {
         assert_eq!(
             root.locate("a[0].missing.deeper"),
             Position { line: 2, column: 5 }
+        );
+        let root = parse("options:\n  a.b.C:\n    x: [1]\n").unwrap();
+        assert_eq!(
+            root.locate("options[a.b.C].x[0]"),
+            Position { line: 3, column: 9 }
         );
     }
 
