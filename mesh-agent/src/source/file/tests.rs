@@ -351,3 +351,20 @@ fn filter_chains_may_not_claim_the_same_connections() {
         load_text(&chain(apart)).unwrap();
     }
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    /// Every line of a good file lost, cut or moved: loaded or refused with a place.
+    #[test]
+    fn a_damaged_file_never_panics(line in 0_usize..40, cut in 0_usize..120, shift in 0_usize..6) {
+        let mut lines: Vec<String> = GOOD.lines().map(str::to_owned).collect();
+        let line = line % lines.len();
+        let kept: String = lines[line].chars().take(cut).collect();
+        lines[line] = format!("{}{kept}", " ".repeat(shift));
+        if let Err(errors) = load_text(&lines.join("\n")) {
+            proptest::prop_assert!(!errors.0.is_empty());
+            proptest::prop_assert!(errors.0.iter().all(|error| error.at.is_some()));
+        }
+    }
+}
