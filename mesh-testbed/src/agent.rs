@@ -264,6 +264,8 @@ impl MeshAgentBuilder {
             .arg(&self.bpffs)
             .args(["--admin", &self.admin.to_string()])
             .args(["--readiness", &self.readiness.to_string()])
+            // Several agents run at once; their figures are on the admin port too.
+            .args(["--metrics", "127.0.0.1:0"])
             .args(&self.args)
             .envs(self.env)
             .stdin(Stdio::null())
