@@ -1,3 +1,4 @@
-//! Where configuration comes from.
+//! Where configuration comes from, and the names in it.
 
+pub mod dns;
 pub mod file;
