@@ -11,7 +11,7 @@ use crate::config::model::listener::{
 };
 use crate::snapshot::{ClusterView, View};
 
-use super::slots::{self, Weighted};
+use crate::snapshot::slots::{self, Weighted};
 
 /// Envoy's default idle timeout of a TCP proxy. The kernel keeps no idle timer; a listener that
 /// sets another one is served by the agent.

@@ -13,7 +13,6 @@ mod orig;
 pub mod plan;
 mod pods;
 pub mod reconcile;
-pub mod slots;
 mod status;
 
 pub use error::DatapathError;

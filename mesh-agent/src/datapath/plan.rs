@@ -13,7 +13,7 @@ use crate::config::model::workload::OutboundTrafficPolicy;
 use crate::snapshot::{Snapshot, View};
 
 use super::decide::{Decision, Placement, decide};
-use super::slots::{self, Weighted};
+use crate::snapshot::slots::{self, Weighted};
 
 /// Everything the service maps should hold.
 #[derive(Debug, Default, PartialEq)]

@@ -1,6 +1,30 @@
 //! The proxy: accept -> (TCP | HTTP) -> upstream.
+//!
+//! One thread a worker, each with a current-thread runtime, its own listeners (SO_REUSEPORT) and
+//! its own upstream pools: a connection never leaves the worker that accepted it.
+
+mod accept;
+mod filter_chain;
+mod http;
+mod lb;
+mod sniff;
+pub mod stats;
+mod tcp;
+mod upstream;
+mod worker;
 
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+use std::{io, thread};
+
+use tokio::sync::mpsc;
+
+use crate::snapshot::SharedSnapshot;
+use crate::workload::{Pod, PodId};
+
+pub use stats::ProxyStats;
+use worker::{Command, Shared};
 
 /// Tells where a caught connection was going.
 pub trait OriginalDst: Send + Sync + 'static {
@@ -26,4 +50,107 @@ pub struct PodListener {
     pub kind: ListenerKind,
     /// Bound, listening, non-blocking.
     pub socket: TcpListener,
+}
+
+/// The running workers.
+#[derive(Debug)]
+pub struct Proxy {
+    workers: Vec<Worker>,
+    stats: Arc<ProxyStats>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    commands: mpsc::UnboundedSender<Command>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// Starts `concurrency` workers.
+    ///
+    /// # Errors
+    /// A thread or its runtime cannot be made.
+    pub fn start(
+        concurrency: usize,
+        snapshots: SharedSnapshot,
+        original_dst: Arc<dyn OriginalDst>,
+    ) -> io::Result<Self> {
+        let stats = Arc::new(ProxyStats::default());
+        let workers = (0..concurrency.max(1))
+            .map(|index| {
+                let shared = Shared {
+                    snapshots: snapshots.clone(),
+                    original_dst: original_dst.clone(),
+                    stats: stats.clone(),
+                };
+                let (commands, receiver) = mpsc::unbounded_channel();
+                let thread = thread::Builder::new()
+                    .name(format!("proxy-{index}"))
+                    .spawn(move || worker::run(shared, receiver))?;
+                Ok(Worker { commands, thread: Some(thread) })
+            })
+            .collect::<io::Result<_>>()?;
+        Ok(Self { workers, stats })
+    }
+
+    /// How many workers there are.
+    pub fn concurrency(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Serves a pod. `sockets` holds the listeners of each worker.
+    pub fn add_pod(&self, pod: &Arc<Pod>, sockets: Vec<Vec<PodListener>>) {
+        for (worker, sockets) in self.workers.iter().zip(sockets) {
+            worker.send(Command::AddPod(pod.clone(), sockets));
+        }
+    }
+
+    /// Closes a pod's listeners and connections.
+    pub fn remove_pod(&self, pod: PodId) {
+        for worker in &self.workers {
+            worker.send(Command::RemovePod(pod));
+        }
+    }
+
+    /// Asks every connection to end when it can, and waits until none is left or `limit` is over.
+    /// Returns whether all ended.
+    pub async fn drain(&self, limit: Duration) -> bool {
+        for worker in &self.workers {
+            worker.send(Command::Drain);
+        }
+        let deadline = tokio::time::Instant::now() + limit;
+        while self.stats.active_connections() > 0 {
+            if tokio::time::Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        true
+    }
+
+    /// Counters of the whole proxy.
+    pub fn stats(&self) -> &Arc<ProxyStats> {
+        &self.stats
+    }
+}
+
+impl Worker {
+    fn send(&self, command: Command) {
+        // A worker only ends with the proxy, so nobody misses the command.
+        let _ = self.commands.send(command);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        for worker in &mut self.workers {
+            let (closed, _) = mpsc::unbounded_channel();
+            worker.commands = closed;
+        }
+        for worker in &mut self.workers {
+            if let Some(thread) = worker.thread.take() {
+                let _ = thread.join();
+            }
+        }
+    }
 }

@@ -15,6 +15,8 @@ pub struct ClusterView {
     pub config: Arc<Cluster>,
     /// The endpoints, by priority: index 0 is the highest.
     pub priorities: Vec<Vec<Arc<Host>>>,
+    /// The usable endpoints in the order round robin walks them, by weight.
+    pub schedule: Vec<Arc<Host>>,
     /// Percent, from the load assignment (default 140).
     pub overprovisioning_factor: u32,
     /// Whether endpoints were ever delivered: an EDS cluster waits for them.

@@ -12,6 +12,7 @@ use crate::config::model::{Address, Name};
 use crate::store::ResourceSet;
 
 use super::cluster::{ClusterState, ClusterView, Host, HostState};
+use super::slots;
 use super::{OutboundListeners, Snapshot, View, ViewId};
 
 /// What names resolved to, as the DNS source last saw it.
@@ -128,11 +129,13 @@ fn compile_cluster(
             (Address::Hostname { .. }, None) => Vec::new(),
         }
     };
+    let priorities = assignment
+        .map(|assignment| priorities(assignment, &resolve, &known))
+        .unwrap_or_default();
     ClusterView {
         config: config.clone(),
-        priorities: assignment
-            .map(|assignment| priorities(assignment, &resolve, &known))
-            .unwrap_or_default(),
+        schedule: slots::schedule(&priorities, config.panic_threshold_percent),
+        priorities,
         overprovisioning_factor: assignment
             .map_or(140, |assignment| assignment.overprovisioning_factor),
         warmed: assignment.is_some() || matches!(config.discovery, Discovery::OriginalDst(_)),

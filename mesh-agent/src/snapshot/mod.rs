@@ -8,6 +8,7 @@
 pub mod cluster;
 mod compile;
 mod listeners;
+pub mod slots;
 
 use std::collections::HashMap;
 use std::sync::Arc;

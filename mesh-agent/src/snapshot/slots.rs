@@ -22,30 +22,36 @@ pub struct Weighted {
 /// The endpoints new connections may go to, with weights that sum to 1; empty when there are
 /// none. The highest priority with a healthy endpoint serves; without any, Envoy's panic: all do.
 pub fn weights(cluster: &ClusterView) -> Vec<Weighted> {
-    let usable = |health: Health| {
-        cluster.priorities.iter().find_map(|hosts| {
+    let hosts = usable(&cluster.priorities, cluster.config.panic_threshold_percent);
+    let total: f64 = hosts.iter().map(|host| f64::from(host.weight)).sum();
+    hosts
+        .into_iter()
+        .map(|host| Weighted { address: host.address, weight: f64::from(host.weight) / total })
+        .collect()
+}
+
+/// The usable endpoints in the order round robin walks them, each as often as its weight says.
+pub fn schedule(priorities: &[Vec<Arc<Host>>], panic_threshold_percent: f64) -> Vec<Arc<Host>> {
+    let hosts = usable(priorities, panic_threshold_percent);
+    let weights: Vec<f64> = hosts.iter().map(|host| f64::from(host.weight)).collect();
+    interleave(&shares(&weights)).into_iter().map(|index| hosts[index].clone()).collect()
+}
+
+fn usable(priorities: &[Vec<Arc<Host>>], panic_threshold_percent: f64) -> Vec<&Arc<Host>> {
+    let with = |health: Health| {
+        priorities.iter().find_map(|hosts| {
             let hosts: Vec<&Arc<Host>> =
                 hosts.iter().filter(|host| host.health == health).collect();
             (!hosts.is_empty()).then_some(hosts)
         })
     };
-    let hosts = usable(Health::Healthy)
-        .or_else(|| usable(Health::Degraded))
-        .unwrap_or_else(|| {
-            if cluster.config.panic_threshold_percent > 0.0 {
-                cluster.priorities.first().into_iter().flatten().collect()
-            } else {
-                Vec::new()
-            }
-        });
-    let total: f64 = hosts.iter().map(|host| f64::from(host.weight)).sum();
-    hosts
-        .into_iter()
-        .map(|host| Weighted {
-            address: host.address,
-            weight: f64::from(host.weight) / total,
-        })
-        .collect()
+    with(Health::Healthy).or_else(|| with(Health::Degraded)).unwrap_or_else(|| {
+        if panic_threshold_percent > 0.0 {
+            priorities.first().into_iter().flatten().collect()
+        } else {
+            Vec::new()
+        }
+    })
 }
 
 /// How many slots each endpoint gets: proportional to its weight, at least one when there is

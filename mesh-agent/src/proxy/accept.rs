@@ -1,0 +1,125 @@
+//! From an accepted connection to the filter chain that serves it.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use crate::config::model::canonical;
+use crate::config::model::listener::{FilterChain, Listener, Terminal};
+use crate::config::model::workload::OutboundTrafficPolicy;
+use crate::snapshot::View;
+use crate::workload::Pod;
+
+use super::filter_chain::{self, Facts};
+use super::sniff::{Prefixed, sniff};
+use super::stats::count;
+use super::worker::{Context, reset};
+use super::{ListenerKind, http, tcp, upstream};
+
+/// A caught connection.
+#[derive(Debug, Clone)]
+pub(super) struct Caught {
+    /// The pod whose listener accepted it.
+    pub(super) pod: Arc<Pod>,
+    /// Which listener.
+    pub(super) kind: ListenerKind,
+    /// The other end.
+    pub(super) peer: SocketAddr,
+    /// Where the client wanted to go.
+    pub(super) destination: SocketAddr,
+}
+
+/// Serves a connection to its end.
+pub(super) async fn serve(context: Rc<Context>, pod: Arc<Pod>, kind: ListenerKind, stream: TcpStream) {
+    let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
+    let _ = stream.set_nodelay(true);
+    let destination = match kind {
+        ListenerKind::Outbound => {
+            match context.shared.original_dst.take(pod.netns.cookie(), peer) {
+                Some(destination) => destination,
+                None => {
+                    // Somebody dialled 15001 itself: forwarding would be a loop.
+                    count(&context.shared.stats.no_original_dst);
+                    return reset(&stream);
+                }
+            }
+        }
+        ListenerKind::Inbound => local,
+    };
+    let plain = |address: SocketAddr| SocketAddr::new(canonical(address.ip()), address.port());
+    let caught = Caught { pod, kind, peer: plain(peer), destination: plain(destination) };
+    if kind == ListenerKind::Inbound && !caught.pod.ips.contains(&caught.destination.ip()) {
+        // Dialled on 15006 through another address, or on loopback: nothing was steered here.
+        count(&context.shared.stats.no_original_dst);
+        return reset(&stream);
+    }
+    let Some(view) = context.shared.snapshots.load().view(caught.pod.view).cloned() else {
+        return reset(&stream);
+    };
+    let listener = match kind {
+        ListenerKind::Outbound => view.outbound.find(caught.destination).cloned(),
+        ListenerKind::Inbound => view.inbound.clone(),
+    };
+    match listener {
+        Some(listener) => listened(context, caught, &view, listener, stream).await,
+        None => {
+            let allowed = kind == ListenerKind::Inbound
+                || view.outbound_traffic_policy == OutboundTrafficPolicy::AllowAny;
+            if allowed {
+                passthrough(&context, &caught, stream).await;
+            } else {
+                count(&context.shared.stats.no_filter_chain_match);
+                reset(&stream);
+            }
+        }
+    }
+}
+
+async fn listened(
+    context: Rc<Context>,
+    caught: Caught,
+    view: &Arc<View>,
+    listener: Arc<Listener>,
+    stream: TcpStream,
+) {
+    let mut facts = Facts {
+        destination: caught.destination,
+        source: caught.peer,
+        local: caught.pod.ips.contains(&caught.peer.ip()) || caught.peer.ip().is_loopback(),
+        transport_protocol: "raw_buffer",
+        server_name: None,
+        application_protocols: Vec::new(),
+    };
+    let mut stream = Prefixed::new(stream);
+    // Sniffing waits for the client to speak, which a client of a server-first protocol never
+    // does: only chains that match on what is sniffed are worth the wait.
+    if (listener.inspect.tls || listener.inspect.http) && filter_chain::needs_sniffing(&listener) {
+        match sniff(&mut stream, &listener).await {
+            Ok(sniffed) => facts.learn(sniffed),
+            Err(_) => return reset(stream.get_ref()),
+        }
+    }
+    let Some(chain) = filter_chain::select(&listener, &facts) else {
+        count(&context.shared.stats.no_filter_chain_match);
+        return reset(stream.get_ref());
+    };
+    let chain: &FilterChain = chain;
+    match &chain.terminal {
+        Terminal::Tcp(proxy) => tcp::serve(&context, &caught, view, proxy, stream).await,
+        Terminal::Http(hcm) => {
+            let place = http::Place { listener: listener.name.clone(), chain: chain.name.clone() };
+            http::serve(context, caught, hcm.clone(), place, stream).await;
+        }
+    }
+}
+
+/// Straight to the original destination.
+async fn passthrough(context: &Rc<Context>, caught: &Caught, stream: TcpStream) {
+    let options = upstream::Options::default();
+    match upstream::connect(&caught.pod, caught.destination, &options).await {
+        Ok(upstream) => tcp::copy(context, Prefixed::new(stream), upstream, None).await,
+        Err(_) => reset(&stream),
+    }
+}

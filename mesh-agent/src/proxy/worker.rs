@@ -1,0 +1,174 @@
+//! A worker: a thread that accepts and serves connections of all pods.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::snapshot::SharedSnapshot;
+use crate::workload::{Pod, PodId};
+
+use super::http::pool::Pool;
+use super::stats::count;
+use super::{ListenerKind, OriginalDst, PodListener, ProxyStats, accept};
+
+/// What the proxy tells its workers.
+#[derive(Debug)]
+pub(super) enum Command {
+    AddPod(Arc<Pod>, Vec<PodListener>),
+    RemovePod(PodId),
+    Drain,
+}
+
+/// What all workers share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) snapshots: SharedSnapshot,
+    pub(super) original_dst: Arc<dyn OriginalDst>,
+    pub(super) stats: Arc<ProxyStats>,
+}
+
+/// What the connections of a worker share.
+pub(super) struct Context {
+    pub(super) shared: Shared,
+    pub(super) pool: RefCell<Pool>,
+    /// Turns true once, when the agent stops.
+    pub(super) draining: watch::Receiver<bool>,
+}
+
+/// Runs until the proxy is dropped.
+pub(super) fn run(shared: Shared, commands: mpsc::UnboundedReceiver<Command>) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "a proxy worker cannot start; its share of connections is refused");
+            return;
+        }
+    };
+    LocalSet::new().block_on(&runtime, serve(shared, commands));
+}
+
+async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let (drain, draining) = watch::channel(false);
+    let context = Rc::new(Context { shared, pool: RefCell::default(), draining });
+    let mut pods: HashMap<PodId, CancellationToken> = HashMap::new();
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::AddPod(pod, listeners) => {
+                let end = CancellationToken::new();
+                pods.insert(pod.id, end.clone());
+                for listener in listeners {
+                    match TcpListener::from_std(listener.socket) {
+                        Ok(socket) => {
+                            let listening = listen(
+                                context.clone(),
+                                pod.clone(),
+                                listener.kind,
+                                socket,
+                                end.clone(),
+                            );
+                            tokio::task::spawn_local(listening);
+                        }
+                        Err(error) => {
+                            tracing::error!(pod = %pod.workload.key(), %error, "cannot serve a listener");
+                        }
+                    }
+                }
+            }
+            Command::RemovePod(id) => {
+                if let Some(end) = pods.remove(&id) {
+                    end.cancel();
+                }
+                context.pool.borrow_mut().forget_closed();
+            }
+            Command::Drain => {
+                let _ = drain.send(true);
+            }
+        }
+    }
+    for end in pods.values() {
+        end.cancel();
+    }
+}
+
+async fn listen(
+    context: Rc<Context>,
+    pod: Arc<Pod>,
+    kind: ListenerKind,
+    socket: TcpListener,
+    end: CancellationToken,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            () = end.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let connection = connection(context.clone(), pod.clone(), kind, stream, end.clone());
+                tokio::task::spawn_local(connection);
+            }
+            Err(error) => {
+                // Out of descriptors or memory: what is open goes on, and some of it will end.
+                tracing::warn!(pod = %pod.workload.key(), %error, "cannot accept; trying again");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection; a panic in it ends it alone.
+async fn connection(
+    context: Rc<Context>,
+    pod: Arc<Pod>,
+    kind: ListenerKind,
+    stream: TcpStream,
+    end: CancellationToken,
+) {
+    let stats = context.shared.stats.clone();
+    count(&stats.downstream_cx_total);
+    stats.downstream_cx_active.fetch_add(1, Ordering::Relaxed);
+    let serving = end.run_until_cancelled(accept::serve(context, pod, kind, stream));
+    let result = CatchUnwind(Box::pin(serving)).await;
+    stats.downstream_cx_active.fetch_sub(1, Ordering::Relaxed);
+    if result.is_err() {
+        count(&stats.panics);
+        tracing::error!("a connection was dropped because of a bug in the agent; please report it");
+    }
+}
+
+/// A future whose panic is its result.
+struct CatchUnwind<F>(std::pin::Pin<Box<F>>);
+
+impl<F: Future> Future for CatchUnwind<F> {
+    type Output = Result<F::Output, ()>;
+
+    fn poll(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Self::Output> {
+        let inner = &mut self.0;
+        let poll = std::panic::AssertUnwindSafe(|| inner.as_mut().poll(context));
+        match std::panic::catch_unwind(poll) {
+            Ok(poll) => poll.map(Ok),
+            Err(_) => std::task::Poll::Ready(Err(())),
+        }
+    }
+}
+
+/// Resets a connection instead of closing it in order, so that the peer sees an error.
+pub(super) fn reset(stream: &TcpStream) {
+    let result: io::Result<()> = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    if let Err(error) = result {
+        tracing::debug!(%error, "cannot reset a connection; it is closed in order");
+    }
+}

@@ -1,0 +1,333 @@
+//! Enrols the configured workloads as their namespaces come, and lets them go as they end.
+//!
+//! Runs on a thread of its own (entering namespaces is per thread) and owns the kernel side.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::config::model::Name;
+use crate::config::model::workload::{Capture, Workload};
+use crate::datapath::{Datapath, DatapathError, Enrolment};
+use crate::proxy::Proxy;
+use crate::snapshot::{Snapshot, ViewId};
+
+use super::listeners::{ListenError, listen};
+use super::status::{WorkloadState, WorkloadStatus};
+use super::watch::{AddressWatch, NetnsIdentity};
+use super::{Netns, Pod, PodId};
+
+/// The pods of this node.
+#[derive(Default)]
+#[allow(missing_debug_implementations)]
+pub struct Manager {
+    entries: HashMap<Name, Entry>,
+    last_pod_id: u32,
+}
+
+/// A configured workload and how far its enrolment got.
+struct Entry {
+    workload: Arc<Workload>,
+    state: State,
+}
+
+enum State {
+    /// No namespace yet, or it could not be enrolled; tried again on every tick.
+    Waiting {
+        reason: String,
+    },
+    Enrolled(Box<Enrolled>),
+}
+
+struct Enrolled {
+    pod: Arc<Pod>,
+    identity: NetnsIdentity,
+    addresses: AddressWatch,
+    ips: Vec<std::net::IpAddr>,
+    /// A duplicate of one inbound listener, for the kernel's map.
+    inbound: std::net::TcpListener,
+    /// What the kernel was told last.
+    told: Told,
+    /// Why inbound or outbound capture is not as configured.
+    problem: Option<String>,
+}
+
+#[derive(PartialEq, Clone)]
+struct Told {
+    ips: Vec<std::net::IpAddr>,
+    capture: Arc<Capture>,
+    inbound: bool,
+}
+
+/// Why a pod could not be enrolled.
+#[derive(Debug, thiserror::Error)]
+enum EnrolError {
+    #[error("cannot open the network namespace {path}: {reason}")]
+    Netns {
+        path: String,
+        reason: std::io::Error,
+    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+}
+
+impl Manager {
+    /// Brings enrolment up to the snapshot and to what became of the namespaces. To be called
+    /// after every snapshot and regularly.
+    pub fn reconcile(&mut self, snapshot: &Snapshot, datapath: &mut Datapath, proxy: &Proxy) {
+        let wanted: HashMap<Name, &Arc<Workload>> = snapshot
+            .node
+            .workloads
+            .iter()
+            .map(|workload| (workload.key(), workload))
+            .collect();
+        let gone: Vec<Name> = self
+            .entries
+            .iter()
+            .filter(|(key, entry)| {
+                wanted
+                    .get(*key)
+                    .is_none_or(|workload| workload.netns != entry.workload.netns)
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in gone {
+            self.forget(&key, "it is not configured any more", datapath, proxy);
+        }
+        for (key, workload) in wanted {
+            self.entries
+                .entry(key)
+                .and_modify(|entry| entry.workload = workload.clone())
+                .or_insert_with(|| Entry {
+                    workload: workload.clone(),
+                    state: State::Waiting {
+                        reason: "new".into(),
+                    },
+                });
+        }
+        let ended: Vec<Name> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| match &entry.state {
+                State::Enrolled(enrolled) => {
+                    entry.workload.netns.identity().ok() != Some(enrolled.identity)
+                }
+                State::Waiting { .. } => false,
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in ended {
+            self.end(&key, datapath, proxy);
+        }
+        for (key, entry) in &mut self.entries {
+            match &mut entry.state {
+                State::Waiting { reason } => {
+                    let next = PodId(self.last_pod_id + 1);
+                    match enrol(&entry.workload, next, snapshot, datapath, proxy) {
+                        Ok(enrolled) => {
+                            self.last_pod_id = next.0;
+                            tracing::info!(
+                                pod = %key,
+                                netns_cookie = enrolled.pod.netns.cookie(),
+                                ips = ?enrolled.ips,
+                                "pod enrolled"
+                            );
+                            entry.state = State::Enrolled(Box::new(enrolled));
+                        }
+                        Err(error) => {
+                            let error = error.to_string();
+                            if *reason != error {
+                                tracing::warn!(pod = %key, %error, "pod is not enrolled; trying again");
+                                *reason = error;
+                            }
+                        }
+                    }
+                }
+                State::Enrolled(enrolled) => {
+                    enrolled.refresh(&entry.workload, snapshot, datapath);
+                }
+            }
+        }
+    }
+
+    /// Lets all pods go.
+    pub fn release_all(&mut self, datapath: &mut Datapath, proxy: &Proxy) {
+        let keys: Vec<Name> = self.entries.keys().cloned().collect();
+        for key in keys {
+            self.forget(&key, "the agent stops", datapath, proxy);
+        }
+    }
+
+    /// Every configured workload.
+    pub fn status(&self) -> Vec<WorkloadStatus> {
+        let mut all: Vec<WorkloadStatus> = self
+            .entries
+            .values()
+            .map(|entry| {
+                let workload = entry.workload.clone();
+                match &entry.state {
+                    State::Waiting { reason } => WorkloadStatus {
+                        workload,
+                        pod: None,
+                        ips: Vec::new(),
+                        state: WorkloadState::Waiting,
+                        reason: Some(reason.clone()),
+                    },
+                    State::Enrolled(enrolled) => WorkloadStatus {
+                        workload,
+                        pod: Some(enrolled.pod.clone()),
+                        ips: enrolled.ips.clone(),
+                        state: if enrolled.problem.is_some() {
+                            WorkloadState::Degraded
+                        } else {
+                            WorkloadState::Enrolled
+                        },
+                        reason: enrolled.problem.clone(),
+                    },
+                }
+            })
+            .collect();
+        all.sort_by_key(|status| status.workload.key());
+        all
+    }
+
+    /// The namespace ended: releases everything, and waits for it to come back.
+    fn end(&mut self, key: &Name, datapath: &mut Datapath, proxy: &Proxy) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        let reason = "its network namespace has ended".to_owned();
+        let state = std::mem::replace(&mut entry.state, State::Waiting { reason });
+        release(
+            key,
+            "its network namespace has ended",
+            state,
+            datapath,
+            proxy,
+        );
+    }
+
+    fn forget(&mut self, key: &Name, why: &str, datapath: &mut Datapath, proxy: &Proxy) {
+        if let Some(entry) = self.entries.remove(key) {
+            release(key, why, entry.state, datapath, proxy);
+        }
+    }
+}
+
+fn release(key: &Name, why: &str, state: State, datapath: &mut Datapath, proxy: &Proxy) {
+    let State::Enrolled(enrolled) = state else {
+        return;
+    };
+    // The kernel first: from here on new connections are plain, and no listener is missed.
+    if let Err(error) = datapath.remove(enrolled.pod.id) {
+        tracing::warn!(pod = %key, %error, "cannot remove the pod from the kernel's maps");
+    }
+    proxy.remove_pod(enrolled.pod.id);
+    tracing::info!(pod = %key, why, "pod released");
+}
+
+fn enrol(
+    workload: &Arc<Workload>,
+    id: PodId,
+    snapshot: &Snapshot,
+    datapath: &mut Datapath,
+    proxy: &Proxy,
+) -> Result<Enrolled, EnrolError> {
+    let path = workload.netns.path();
+    let netns_error = |reason| EnrolError::Netns {
+        path: path.display().to_string(),
+        reason,
+    };
+    let identity = workload.netns.identity().map_err(netns_error)?;
+    let netns = Netns::open(&path).map_err(netns_error)?;
+    let addresses = AddressWatch::new(&netns).map_err(netns_error)?;
+    let ips = netns.addresses().map_err(netns_error)?;
+    let pod = Arc::new(Pod {
+        id,
+        workload: workload.clone(),
+        netns,
+        view: ViewId::NODE,
+        ips: ips.clone(),
+    });
+    let sockets = listen(&pod.netns, proxy.concurrency())?;
+    let inbound = sockets
+        .iter()
+        .flatten()
+        .find(|listener| listener.kind == crate::proxy::ListenerKind::Inbound)
+        .map(|listener| listener.socket.try_clone())
+        .transpose()
+        .map_err(netns_error)?
+        .ok_or_else(|| netns_error(std::io::Error::other("no inbound listener was made")))?;
+    let mut enrolled = Enrolled {
+        told: Told {
+            ips,
+            capture: workload.capture.clone(),
+            inbound: false,
+        },
+        ips: pod.ips.clone(),
+        pod: pod.clone(),
+        identity,
+        addresses,
+        inbound,
+        problem: None,
+    };
+    // The proxy first: whoever is caught is served.
+    proxy.add_pod(pod, sockets);
+    if let Err(error) = enrolled.tell(workload, snapshot, datapath) {
+        let _ = datapath.remove(id);
+        proxy.remove_pod(id);
+        return Err(error.into());
+    }
+    Ok(enrolled)
+}
+
+impl Enrolled {
+    /// Follows changes of addresses, capture settings and configuration.
+    fn refresh(&mut self, workload: &Workload, snapshot: &Snapshot, datapath: &mut Datapath) {
+        if self.addresses.changed()
+            && let Ok(ips) = self.pod.netns.addresses()
+        {
+            self.ips = ips;
+        }
+        if self.told == self.wanted(workload, snapshot) && self.problem.is_none() {
+            return;
+        }
+        let result = self.tell(workload, snapshot, datapath);
+        let problem = result.err().map(|error| error.to_string());
+        if problem != self.problem {
+            if let Some(error) = &problem {
+                tracing::warn!(pod = %workload.key(), %error, "pod is not captured as configured");
+            }
+            self.problem = problem;
+        }
+    }
+
+    fn wanted(&self, workload: &Workload, snapshot: &Snapshot) -> Told {
+        let inbound = snapshot
+            .view(self.pod.view)
+            .is_some_and(|view| view.inbound.is_some());
+        Told {
+            ips: self.ips.clone(),
+            capture: workload.capture.clone(),
+            inbound,
+        }
+    }
+
+    fn tell(
+        &mut self,
+        workload: &Workload,
+        snapshot: &Snapshot,
+        datapath: &mut Datapath,
+    ) -> Result<(), DatapathError> {
+        let wanted = self.wanted(workload, snapshot);
+        datapath.enrol(&Enrolment {
+            pod: &self.pod,
+            ips: &wanted.ips,
+            capture: &wanted.capture,
+            inbound: wanted.inbound.then_some(&self.inbound),
+        })?;
+        self.told = wanted;
+        Ok(())
+    }
+}
