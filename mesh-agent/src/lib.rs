@@ -3,6 +3,8 @@
 //! Data flows one way: source -> store -> config model -> snapshot -> BPF maps and proxy workers.
 //! Telemetry flows back the other way. `ARCHITECTURE.md` has the picture.
 
+pub mod admin;
+pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod datapath;

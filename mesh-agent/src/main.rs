@@ -1,2 +1,66 @@
-//! Agent.
-fn main() {}
+//! `mesh-agent`: the node agent. `mesh-agent --help` explains its commands.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use mesh_agent::agent;
+use mesh_agent::cli::args::{LogFormat, RunArgs};
+use mesh_agent::cli::{Args, Command, doctor, status};
+use mesh_agent::source::file;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Run(args) => {
+            start_logging(&args);
+            agent::run(&args)
+        }
+        Command::Validate(args) => match file::load(&args.config, None) {
+            Ok(loaded) => {
+                let resources = &loaded.resources;
+                println!(
+                    "right: {} listeners, {} route configurations, {} clusters, {} workloads",
+                    resources.listeners.len(),
+                    resources.routes.len(),
+                    resources.clusters.len(),
+                    loaded.node.workloads.len()
+                );
+                Ok(())
+            }
+            Err(errors) => {
+                eprintln!("{errors}");
+                return ExitCode::FAILURE;
+            }
+        },
+        Command::Status(args) => status::run(&args),
+        Command::Doctor(args) => {
+            return if doctor::run(&args) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            };
+        }
+        Command::Version => {
+            println!("mesh-agent {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mesh-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_logging(args: &RunArgs) {
+    let filter = EnvFilter::try_new(&args.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => logs.init(),
+        LogFormat::Json => logs.json().init(),
+    }
+}

@@ -1,6 +1,8 @@
 //! The command line: arguments, and the commands that only look.
 
 pub mod args;
+pub mod doctor;
 mod duration;
+pub mod status;
 
 pub use args::{Args, Command};

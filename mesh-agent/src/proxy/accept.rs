@@ -32,8 +32,15 @@ pub(super) struct Caught {
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve(context: Rc<Context>, pod: Arc<Pod>, kind: ListenerKind, stream: TcpStream) {
-    let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
+pub(super) async fn serve(
+    context: Rc<Context>,
+    pod: Arc<Pod>,
+    kind: ListenerKind,
+    stream: TcpStream,
+) {
+    let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else {
+        return;
+    };
     let _ = stream.set_nodelay(true);
     let destination = match kind {
         ListenerKind::Outbound => {
@@ -49,13 +56,24 @@ pub(super) async fn serve(context: Rc<Context>, pod: Arc<Pod>, kind: ListenerKin
         ListenerKind::Inbound => local,
     };
     let plain = |address: SocketAddr| SocketAddr::new(canonical(address.ip()), address.port());
-    let caught = Caught { pod, kind, peer: plain(peer), destination: plain(destination) };
+    let caught = Caught {
+        pod,
+        kind,
+        peer: plain(peer),
+        destination: plain(destination),
+    };
     if kind == ListenerKind::Inbound && !caught.pod.ips.contains(&caught.destination.ip()) {
         // Dialled on 15006 through another address, or on loopback: nothing was steered here.
         count(&context.shared.stats.no_original_dst);
         return reset(&stream);
     }
-    let Some(view) = context.shared.snapshots.load().view(caught.pod.view).cloned() else {
+    let Some(view) = context
+        .shared
+        .snapshots
+        .load()
+        .view(caught.pod.view)
+        .cloned()
+    else {
         return reset(&stream);
     };
     let listener = match kind {
@@ -109,7 +127,10 @@ async fn listened(
     match &chain.terminal {
         Terminal::Tcp(proxy) => tcp::serve(&context, &caught, view, proxy, stream).await,
         Terminal::Http(hcm) => {
-            let place = http::Place { listener: listener.name.clone(), chain: chain.name.clone() };
+            let place = http::Place {
+                listener: listener.name.clone(),
+                chain: chain.name.clone(),
+            };
             http::serve(context, caught, hcm.clone(), place, stream).await;
         }
     }

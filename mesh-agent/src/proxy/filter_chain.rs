@@ -47,17 +47,18 @@ pub(super) fn needs_sniffing(listener: &Listener) -> bool {
 /// The chain, or the default one, or none.
 pub(super) fn select<'a>(listener: &'a Listener, facts: &Facts) -> Option<&'a FilterChain> {
     let mut chains: Vec<&FilterChain> = listener.filter_chains.iter().collect();
-    let stages: [&dyn Fn(&FilterChainMatch) -> Option<u32>; 8] = [
+    let stages: [Score<'_>; 8] = [
         &|m| exact(m.destination_port.as_ref(), &facts.destination.port()),
         &|m| prefix(&m.prefix_ranges, facts.destination.ip()),
         &|m| server_name(&m.server_names, facts.server_name.as_deref()),
         &|m| exact(m.transport_protocol.as_deref(), facts.transport_protocol),
         &|m| {
             any_of(m.application_protocols.is_empty(), || {
-                facts
-                    .application_protocols
-                    .iter()
-                    .any(|known| m.application_protocols.iter().any(|wanted| **wanted == **known))
+                facts.application_protocols.iter().any(|known| {
+                    m.application_protocols
+                        .iter()
+                        .any(|wanted| **wanted == **known)
+                })
             })
         },
         &|m| prefix(&m.direct_source_prefix_ranges, facts.source.ip()),
@@ -72,22 +73,31 @@ pub(super) fn select<'a>(listener: &'a Listener, facts: &Facts) -> Option<&'a Fi
         chains = most_specific(chains, stage);
     }
     chains = most_specific(chains, &|m| {
-        any_of(m.source_ports.is_empty(), || m.source_ports.contains(&facts.source.port()))
+        any_of(m.source_ports.is_empty(), || {
+            m.source_ports.contains(&facts.source.port())
+        })
     });
-    chains.first().copied().or(listener.default_filter_chain.as_ref())
+    chains
+        .first()
+        .copied()
+        .or(listener.default_filter_chain.as_ref())
 }
 
+/// How specifically a chain's match takes a connection; `None`: it does not.
+type Score<'a> = &'a dyn Fn(&FilterChainMatch) -> Option<u32>;
+
 /// Keeps the chains with the highest score; those without one are out.
-fn most_specific<'a>(
-    chains: Vec<&'a FilterChain>,
-    score: &dyn Fn(&FilterChainMatch) -> Option<u32>,
-) -> Vec<&'a FilterChain> {
+fn most_specific<'a>(chains: Vec<&'a FilterChain>, score: Score<'_>) -> Vec<&'a FilterChain> {
     let scored: Vec<(u32, &FilterChain)> = chains
         .into_iter()
         .filter_map(|chain| Some((score(&chain.matcher)?, chain)))
         .collect();
     let best = scored.iter().map(|(score, _)| *score).max();
-    scored.into_iter().filter(|(score, _)| Some(*score) == best).map(|(_, chain)| chain).collect()
+    scored
+        .into_iter()
+        .filter(|(score, _)| Some(*score) == best)
+        .map(|(_, chain)| chain)
+        .collect()
 }
 
 /// 0: matches everything, 1: matches this.

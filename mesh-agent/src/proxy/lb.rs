@@ -41,7 +41,10 @@ pub(super) fn pick(cluster: &ClusterView, original: SocketAddr) -> Option<Target
         LbPolicy::Random => random(),
         LbPolicy::LeastRequest { choice_count } => {
             let active = |host: &&Arc<Host>| host.state.active.load(Ordering::Relaxed);
-            (0..choice_count).map(|_| random()).min_by_key(active).unwrap_or(&slots[0])
+            (0..choice_count)
+                .map(|_| random())
+                .min_by_key(active)
+                .unwrap_or(&slots[0])
         }
         LbPolicy::RoundRobin | LbPolicy::ClusterProvided => {
             let turn = cluster.state.round_robin.fetch_add(1, Ordering::Relaxed);

@@ -87,7 +87,10 @@ impl Proxy {
                 let thread = thread::Builder::new()
                     .name(format!("proxy-{index}"))
                     .spawn(move || worker::run(shared, receiver))?;
-                Ok(Worker { commands, thread: Some(thread) })
+                Ok(Worker {
+                    commands,
+                    thread: Some(thread),
+                })
             })
             .collect::<io::Result<_>>()?;
         Ok(Self { workers, stats })

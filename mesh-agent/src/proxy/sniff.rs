@@ -33,7 +33,10 @@ pub(super) struct Sniffed {
 
 impl Prefixed {
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self { prefix: Bytes::new(), stream }
+        Self {
+            prefix: Bytes::new(),
+            stream,
+        }
     }
 
     pub(super) fn get_ref(&self) -> &TcpStream {
@@ -42,7 +45,10 @@ impl Prefixed {
 
     /// Reads until `enough` says what the bytes are; they stay to be read again. At the end of
     /// the stream `enough` is asked one last time.
-    pub(super) async fn look<T>(&mut self, mut enough: impl FnMut(&[u8], bool) -> Option<T>) -> io::Result<Option<T>> {
+    pub(super) async fn look<T>(
+        &mut self,
+        mut enough: impl FnMut(&[u8], bool) -> Option<T>,
+    ) -> io::Result<Option<T>> {
         let mut seen = BytesMut::from(&self.prefix[..]);
         loop {
             if let Some(found) = enough(&seen, false) {
@@ -79,7 +85,11 @@ impl AsyncRead for Prefixed {
 }
 
 impl AsyncWrite for Prefixed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -158,7 +168,10 @@ fn recognise(bytes: &[u8], end: bool, tls: bool) -> Option<Sniffed> {
 }
 
 fn plain(protocol: &str) -> Sniffed {
-    Sniffed { application_protocols: vec![protocol.to_owned()], ..Sniffed::default() }
+    Sniffed {
+        application_protocols: vec![protocol.to_owned()],
+        ..Sniffed::default()
+    }
 }
 
 enum Hello {
@@ -178,7 +191,11 @@ impl<'a> Reader<'a> {
     }
 
     fn number(&mut self, bytes: usize) -> Option<usize> {
-        Some(self.take(bytes)?.iter().fold(0, |number, byte| number << 8 | usize::from(*byte)))
+        Some(
+            self.take(bytes)?
+                .iter()
+                .fold(0, |number, byte| number << 8 | usize::from(*byte)),
+        )
     }
 
     /// A vector with a length of that many bytes in front.
@@ -197,7 +214,9 @@ fn hello(bytes: &[u8]) -> Hello {
             return Hello::Invalid;
         }
         let mut record = Reader(records.0);
-        let Some(body) = record.take(3).and_then(|_| record.vector(2)) else { break };
+        let Some(body) = record.take(3).and_then(|_| record.vector(2)) else {
+            break;
+        };
         message.extend_from_slice(body.0);
         records = record;
     }
@@ -207,12 +226,17 @@ fn hello(bytes: &[u8]) -> Hello {
         Some(_) => return Hello::Invalid,
         None => return Hello::Incomplete,
     }
-    let Some(hello) = handshake.vector(3) else { return Hello::Incomplete };
+    let Some(hello) = handshake.vector(3) else {
+        return Hello::Incomplete;
+    };
     extensions(hello).map_or(Hello::Invalid, Hello::Complete)
 }
 
 fn extensions(mut hello: Reader<'_>) -> Option<Sniffed> {
-    let mut sniffed = Sniffed { tls: true, ..Sniffed::default() };
+    let mut sniffed = Sniffed {
+        tls: true,
+        ..Sniffed::default()
+    };
     hello.take(2 + 32)?;
     hello.vector(1)?;
     hello.vector(2)?;
@@ -254,10 +278,16 @@ mod tests {
     #[test]
     fn http_is_recognised_and_server_first_clients_are_not_waited_for_when_they_close() {
         assert_eq!(recognise(b"GE", false, true), None);
-        assert_eq!(recognise(b"GET / HTTP/1.1\r\n", false, true), Some(plain("http/1.1")));
+        assert_eq!(
+            recognise(b"GET / HTTP/1.1\r\n", false, true),
+            Some(plain("http/1.1"))
+        );
         assert_eq!(recognise(&PREFACE[..10], false, true), None);
         assert_eq!(recognise(PREFACE, false, true), Some(plain("h2c")));
-        assert_eq!(recognise(b"\x00\x01", false, true), Some(Sniffed::default()));
+        assert_eq!(
+            recognise(b"\x00\x01", false, true),
+            Some(Sniffed::default())
+        );
         assert_eq!(recognise(b"", true, true), Some(Sniffed::default()));
     }
 

@@ -83,7 +83,9 @@ pub(super) async fn connect(
     let limit = cluster.config.circuit_breakers.default.max_connections;
     if stats.upstream_cx_active.load(Ordering::Relaxed) >= u64::from(limit) {
         count(&stats.upstream_cx_overflow);
-        return Err(io::Error::other("max_connections of the cluster is reached"));
+        return Err(io::Error::other(
+            "max_connections of the cluster is reached",
+        ));
     }
     let options = Options::from(&*cluster.config);
     let result = upstream::connect(&caught.pod, target.address(), &options).await;
@@ -111,18 +113,28 @@ pub(super) struct Open {
 
 impl Open {
     pub(super) fn new(cluster: &ClusterView, target: &Target) -> Self {
-        cluster.state.stats.upstream_cx_active.fetch_add(1, Ordering::Relaxed);
+        cluster
+            .state
+            .stats
+            .upstream_cx_active
+            .fetch_add(1, Ordering::Relaxed);
         if let Target::Host(host) = target {
             host.state.active.fetch_add(1, Ordering::Relaxed);
             host.state.cx_active.fetch_add(1, Ordering::Relaxed);
         }
-        Self { cluster: cluster.state.clone(), target: target.clone() }
+        Self {
+            cluster: cluster.state.clone(),
+            target: target.clone(),
+        }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.cluster.stats.upstream_cx_active.fetch_sub(1, Ordering::Relaxed);
+        self.cluster
+            .stats
+            .upstream_cx_active
+            .fetch_sub(1, Ordering::Relaxed);
         if let Target::Host(host) = &self.target {
             host.state.active.fetch_sub(1, Ordering::Relaxed);
             host.state.cx_active.fetch_sub(1, Ordering::Relaxed);
@@ -139,8 +151,12 @@ async fn copy_counted(
 ) {
     let (sent, received) = copy_until_end(context, downstream, upstream, idle).await;
     let stats = &open.cluster.stats;
-    stats.upstream_cx_tx_bytes_total.fetch_add(sent, Ordering::Relaxed);
-    stats.upstream_cx_rx_bytes_total.fetch_add(received, Ordering::Relaxed);
+    stats
+        .upstream_cx_tx_bytes_total
+        .fetch_add(sent, Ordering::Relaxed);
+    stats
+        .upstream_cx_rx_bytes_total
+        .fetch_add(received, Ordering::Relaxed);
 }
 
 /// Copies both ways without counting.
@@ -161,8 +177,16 @@ async fn copy_until_end(
     idle: Option<Duration>,
 ) -> (u64, u64) {
     let busy = Cell::new(false);
-    let mut downstream = Counted { stream: downstream, read: 0, busy: &busy };
-    let mut upstream = Counted { stream: upstream, read: 0, busy: &busy };
+    let mut downstream = Counted {
+        stream: downstream,
+        read: 0,
+        busy: &busy,
+    };
+    let mut upstream = Counted {
+        stream: upstream,
+        read: 0,
+        busy: &busy,
+    };
     let result = {
         let copying = tokio::io::copy_bidirectional_with_sizes(
             &mut downstream,
@@ -227,7 +251,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<'_, S> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

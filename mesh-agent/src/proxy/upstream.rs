@@ -20,7 +20,11 @@ pub(super) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(5), source: None, keepalive: None }
+        Self {
+            timeout: Duration::from_secs(5),
+            source: None,
+            keepalive: None,
+        }
     }
 }
 
@@ -38,7 +42,11 @@ impl From<&Cluster> for Options {
 ///
 /// # Errors
 /// The endpoint refuses or does not answer in time (`TimedOut`).
-pub(super) async fn connect(pod: &Pod, address: SocketAddr, options: &Options) -> io::Result<TcpStream> {
+pub(super) async fn connect(
+    pod: &Pod,
+    address: SocketAddr,
+    options: &Options,
+) -> io::Result<TcpStream> {
     let socket = pod.netns.tcp_socket(Domain::for_address(address))?;
     if let Some(keepalive) = &options.keepalive {
         let mut settings = Keepalive::new();
@@ -53,7 +61,9 @@ pub(super) async fn connect(pod: &Pod, address: SocketAddr, options: &Options) -
         }
         socket.set_tcp_keepalive(&settings)?;
     }
-    let source = options.source.filter(|source| source.is_ipv4() == address.is_ipv4());
+    let source = options
+        .source
+        .filter(|source| source.is_ipv4() == address.is_ipv4());
     if let Some(source) = source {
         socket.bind(&SocketAddr::new(source, 0).into())?;
     }

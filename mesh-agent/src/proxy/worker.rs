@@ -47,7 +47,10 @@ pub(super) struct Context {
 
 /// Runs until the proxy is dropped.
 pub(super) fn run(shared: Shared, commands: mpsc::UnboundedReceiver<Command>) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(%error, "a proxy worker cannot start; its share of connections is refused");
@@ -59,7 +62,11 @@ pub(super) fn run(shared: Shared, commands: mpsc::UnboundedReceiver<Command>) {
 
 async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
     let (drain, draining) = watch::channel(false);
-    let context = Rc::new(Context { shared, pool: RefCell::default(), draining });
+    let context = Rc::new(Context {
+        shared,
+        pool: RefCell::default(),
+        draining,
+    });
     let mut pods: HashMap<PodId, CancellationToken> = HashMap::new();
     while let Some(command) = commands.recv().await {
         match command {
@@ -114,7 +121,8 @@ async fn listen(
         };
         match accepted {
             Ok((stream, _)) => {
-                let connection = connection(context.clone(), pod.clone(), kind, stream, end.clone());
+                let connection =
+                    connection(context.clone(), pod.clone(), kind, stream, end.clone());
                 tokio::task::spawn_local(connection);
             }
             Err(error) => {

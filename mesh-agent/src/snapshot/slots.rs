@@ -26,7 +26,10 @@ pub fn weights(cluster: &ClusterView) -> Vec<Weighted> {
     let total: f64 = hosts.iter().map(|host| f64::from(host.weight)).sum();
     hosts
         .into_iter()
-        .map(|host| Weighted { address: host.address, weight: f64::from(host.weight) / total })
+        .map(|host| Weighted {
+            address: host.address,
+            weight: f64::from(host.weight) / total,
+        })
         .collect()
 }
 
@@ -34,7 +37,10 @@ pub fn weights(cluster: &ClusterView) -> Vec<Weighted> {
 pub fn schedule(priorities: &[Vec<Arc<Host>>], panic_threshold_percent: f64) -> Vec<Arc<Host>> {
     let hosts = usable(priorities, panic_threshold_percent);
     let weights: Vec<f64> = hosts.iter().map(|host| f64::from(host.weight)).collect();
-    interleave(&shares(&weights)).into_iter().map(|index| hosts[index].clone()).collect()
+    interleave(&shares(&weights))
+        .into_iter()
+        .map(|index| hosts[index].clone())
+        .collect()
 }
 
 fn usable(priorities: &[Vec<Arc<Host>>], panic_threshold_percent: f64) -> Vec<&Arc<Host>> {
@@ -45,13 +51,15 @@ fn usable(priorities: &[Vec<Arc<Host>>], panic_threshold_percent: f64) -> Vec<&A
             (!hosts.is_empty()).then_some(hosts)
         })
     };
-    with(Health::Healthy).or_else(|| with(Health::Degraded)).unwrap_or_else(|| {
-        if panic_threshold_percent > 0.0 {
-            priorities.first().into_iter().flatten().collect()
-        } else {
-            Vec::new()
-        }
-    })
+    with(Health::Healthy)
+        .or_else(|| with(Health::Degraded))
+        .unwrap_or_else(|| {
+            if panic_threshold_percent > 0.0 {
+                priorities.first().into_iter().flatten().collect()
+            } else {
+                Vec::new()
+            }
+        })
 }
 
 /// How many slots each endpoint gets: proportional to its weight, at least one when there is

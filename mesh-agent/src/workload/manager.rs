@@ -273,7 +273,7 @@ fn enrol(
         problem: None,
     };
     // The proxy first: whoever is caught is served.
-    proxy.add_pod(pod, sockets);
+    proxy.add_pod(&pod, sockets);
     if let Err(error) = enrolled.tell(workload, snapshot, datapath) {
         let _ = datapath.remove(id);
         proxy.remove_pod(id);

@@ -41,7 +41,7 @@ impl NetnsSource {
 
 /// A subscription to address changes of one namespace.
 #[derive(Debug)]
-pub struct AddressWatch {
+pub(super) struct AddressWatch {
     socket: fs::File,
 }
 
@@ -50,7 +50,7 @@ impl AddressWatch {
     ///
     /// # Errors
     /// The namespace cannot be entered, or the kernel has no route netlink.
-    pub fn new(netns: &Netns) -> io::Result<Self> {
+    pub(super) fn new(netns: &Netns) -> io::Result<Self> {
         let socket = netns.enter(|| -> io::Result<OwnedFd> {
             let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
             // SAFETY: no pointers.
@@ -84,7 +84,7 @@ impl AddressWatch {
     }
 
     /// Whether anything changed since the last call. Never blocks.
-    pub fn changed(&mut self) -> bool {
+    pub(super) fn changed(&mut self) -> bool {
         let mut buffer = [0_u8; 4096];
         let mut changed = false;
         loop {

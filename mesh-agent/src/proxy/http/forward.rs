@@ -29,10 +29,8 @@ use super::reply::{local, with_body};
 use super::{Connection, headers, router};
 
 /// Envoy's texts.
-const CONNECT_FAILED: &str =
-    "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure";
-const RESET: &str =
-    "upstream connect error or disconnect/reset before headers. reset reason: connection termination";
+const CONNECT_FAILED: &str = "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure";
+const RESET: &str = "upstream connect error or disconnect/reset before headers. reset reason: connection termination";
 const OVERFLOW: &str =
     "upstream connect error or disconnect/reset before headers. reset reason: overflow";
 
@@ -100,7 +98,11 @@ async fn respond(
     }
     let mut authority = headers::authority(&parts);
     if authority.is_empty() && parts.version == Version::HTTP_10 {
-        authority = hcm.default_host_for_http_10.as_deref().unwrap_or_default().to_owned();
+        authority = hcm
+            .default_host_for_http_10
+            .as_deref()
+            .unwrap_or_default()
+            .to_owned();
     }
     match hcm.strip_port {
         StripPort::No => {}
@@ -123,13 +125,28 @@ async fn respond(
         count(&stats.no_route);
         return local(StatusCode::NOT_FOUND, "");
     };
-    let matched = router::route(&routes, &router::View { parts: &parts, authority: &authority, random });
+    let matched = router::route(
+        &routes,
+        &router::View {
+            parts: &parts,
+            authority: &authority,
+            random,
+        },
+    );
     let Some((host, route)) = matched else {
         count(&stats.no_route);
         return local(StatusCode::NOT_FOUND, "");
     };
-    let exchange =
-        Exchange { connection, view, hcm, routes: &routes, host, route, authority, random };
+    let exchange = Exchange {
+        connection,
+        view,
+        hcm,
+        routes: &routes,
+        host,
+        route,
+        authority,
+        random,
+    };
     match &route.action {
         RouteAction::Forward(forward) => exchange.forward(forward, parts, body).await,
         RouteAction::Redirect(redirect) => exchange.redirect(redirect, &parts),
@@ -141,10 +158,15 @@ async fn respond(
 }
 
 /// What is refused whatever the routes say.
-fn refuse(parts: &http::request::Parts, hcm: &HttpConnectionManager) -> Option<Response<ProxyBody>> {
+fn refuse(
+    parts: &http::request::Parts,
+    hcm: &HttpConnectionManager,
+) -> Option<Response<ProxyBody>> {
     let close = |status| {
         let mut response = local(status, "");
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
         Some(response)
     };
     if parts.version == Version::HTTP_10 && !hcm.accept_http_10 {
@@ -155,7 +177,8 @@ fn refuse(parts: &http::request::Parts, hcm: &HttpConnectionManager) -> Option<R
     if chunked && parts.headers.contains_key(header::CONTENT_LENGTH) {
         return close(StatusCode::BAD_REQUEST);
     }
-    if parts.version == Version::HTTP_11 && parts.headers.get_all(header::HOST).iter().count() != 1 {
+    if parts.version == Version::HTTP_11 && parts.headers.get_all(header::HOST).iter().count() != 1
+    {
         return close(StatusCode::BAD_REQUEST);
     }
     None
@@ -164,10 +187,14 @@ fn refuse(parts: &http::request::Parts, hcm: &HttpConnectionManager) -> Option<R
 /// Headers every request gets.
 fn prepare(parts: &mut http::request::Parts, hcm: &HttpConnectionManager, connection: &Connection) {
     if hcm.generate_request_id && !parts.headers.contains_key(headers::REQUEST_ID) {
-        parts.headers.insert(headers::REQUEST_ID, headers::request_id());
+        parts
+            .headers
+            .insert(headers::REQUEST_ID, headers::request_id());
     }
     if !parts.headers.contains_key(headers::FORWARDED_PROTO) {
-        parts.headers.insert(headers::FORWARDED_PROTO, HeaderValue::from_static("http"));
+        parts
+            .headers
+            .insert(headers::FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
     if hcm.use_remote_address && !hcm.skip_xff_append {
         let mut value = parts
@@ -200,7 +227,11 @@ impl Exchange<'_> {
                 (picked.name.clone(), Some(picked))
             }
             ClusterSpecifier::Header(header) => {
-                match parts.headers.get(header).and_then(|value| value.to_str().ok()) {
+                match parts
+                    .headers
+                    .get(header)
+                    .and_then(|value| value.to_str().ok())
+                {
                     Some(name) => (name.into(), None),
                     None => ("".into(), None),
                 }
@@ -220,21 +251,36 @@ impl Exchange<'_> {
         self.rewrite(&mut parts, forward, weighted, &target);
         headers::strip_hop_by_hop(&mut parts.headers);
         if let Some(protocol) = &upgrade {
-            parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            parts
+                .headers
+                .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             parts.headers.insert(header::UPGRADE, protocol.clone());
         }
         if let Some(timeout) = forward.timeout {
             let milliseconds = HeaderValue::from(timeout.as_millis() as u64);
-            parts.headers.insert(headers::EXPECTED_TIMEOUT, milliseconds);
+            parts
+                .headers
+                .insert(headers::EXPECTED_TIMEOUT, milliseconds);
         }
         if self.host.include_request_attempt_count {
-            parts.headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from_static("1"));
+            parts
+                .headers
+                .insert(headers::ATTEMPT_COUNT, HeaderValue::from_static("1"));
         }
         let kept = parts.clone();
-        let limit = if upgrade.is_some() { None } else { forward.timeout };
+        let limit = if upgrade.is_some() {
+            None
+        } else {
+            forward.timeout
+        };
         let started = Instant::now();
         let upstream = Some(target.address());
-        let sending = self.send(cluster, &target, Request::from_parts(parts, body), upgrade.is_some());
+        let sending = self.send(
+            cluster,
+            &target,
+            Request::from_parts(parts, body),
+            upgrade.is_some(),
+        );
         let sent = match limit {
             Some(limit) => tokio::time::timeout_at(started + limit, Box::pin(sending)).await,
             None => Ok(sending.await),
@@ -253,7 +299,9 @@ impl Exchange<'_> {
             }
         };
         if self.host.include_attempt_count_in_response {
-            response.headers_mut().insert(headers::ATTEMPT_COUNT, HeaderValue::from_static("1"));
+            response
+                .headers_mut()
+                .insert(headers::ATTEMPT_COUNT, HeaderValue::from_static("1"));
         }
         let class = usize::from(response.status().as_u16() / 100);
         if let Some(counter) = cluster.state.stats.upstream_rq_xx.get(class) {
@@ -269,13 +317,20 @@ impl Exchange<'_> {
             .headers
             .get(header::CONNECTION)
             .and_then(|value| value.to_str().ok())
-            .is_some_and(|value| value.split(',').any(|v| v.trim().eq_ignore_ascii_case("upgrade")));
+            .is_some_and(|value| {
+                value
+                    .split(',')
+                    .any(|v| v.trim().eq_ignore_ascii_case("upgrade"))
+            });
         let name = asked.to_str().ok()?.to_ascii_lowercase();
         let allowed = forward
             .upgrades
             .iter()
             .find(|(known, _)| **known == *name)
-            .map_or_else(|| self.hcm.upgrades.iter().any(|known| **known == *name), |(_, on)| *on);
+            .map_or_else(
+                || self.hcm.upgrades.iter().any(|known| **known == *name),
+                |(_, on)| *on,
+            );
         (wants && allowed).then(|| asked.clone())
     }
 
@@ -286,14 +341,20 @@ impl Exchange<'_> {
         weighted: Option<&WeightedCluster>,
         target: &Target,
     ) {
-        let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str).to_owned();
+        let path = parts
+            .uri
+            .path_and_query()
+            .map_or("/", PathAndQuery::as_str)
+            .to_owned();
         self.mutate_request(parts, weighted, target, &path);
         let new_path = match (&forward.prefix_rewrite, &forward.regex_rewrite) {
             (Some(prefix), _) => rewrite_prefix(&path, &self.route.matcher.path, prefix),
             (None, Some(rewrite)) => rewrite_regex(&path, rewrite),
             (None, None) => None,
         };
-        if new_path.is_some() && let Ok(original) = HeaderValue::from_str(&path) {
+        if new_path.is_some()
+            && let Ok(original) = HeaderValue::from_str(&path)
+        {
             parts.headers.insert(headers::ORIGINAL_PATH, original);
         }
         let literal = weighted.and_then(|weighted| weighted.host_rewrite.as_deref());
@@ -327,7 +388,9 @@ impl Exchange<'_> {
         if uri.authority.is_none() {
             uri.scheme = None;
         }
-        if parts.method != Method::CONNECT && let Ok(uri) = Uri::from_parts(uri) {
+        if parts.method != Method::CONNECT
+            && let Ok(uri) = Uri::from_parts(uri)
+        {
             parts.uri = uri;
         }
         if let Ok(host) = HeaderValue::from_str(host) {
@@ -351,11 +414,19 @@ impl Exchange<'_> {
         if levels.iter().all(|level| level.is_empty()) {
             return;
         }
-        let original = parts.headers.clone();
-        let facts = self.facts(&original, parts, path, "", Some(target.address()), None);
+        let mut mutated = parts.headers.clone();
+        let facts = self.facts(
+            &parts.headers,
+            parts,
+            path,
+            "",
+            Some(target.address()),
+            None,
+        );
         for level in levels {
-            headers::mutate(&mut parts.headers, level, &facts);
+            headers::mutate(&mut mutated, level, &facts);
         }
+        parts.headers = mutated;
     }
 
     /// Most specific first, unless the most specific is to win and therefore comes last.
@@ -422,11 +493,18 @@ impl Exchange<'_> {
             netns: self.connection.caught.pod.netns.cookie(),
         };
         match &cluster.config.protocol {
-            UpstreamProtocol::Http2(options) => self.send_http2(cluster, target, key, options, request).await,
-            UpstreamProtocol::Downstream(options) if request.version() == Version::HTTP_2 => {
-                self.send_http2(cluster, target, key, options, request).await
+            UpstreamProtocol::Http2(options) => {
+                self.send_http2(cluster, target, key, options, request)
+                    .await
             }
-            _ => self.send_http1(cluster, target, key, request, upgrade).await,
+            UpstreamProtocol::Downstream(options) if request.version() == Version::HTTP_2 => {
+                self.send_http2(cluster, target, key, options, request)
+                    .await
+            }
+            _ => {
+                self.send_http1(cluster, target, key, request, upgrade)
+                    .await
+            }
         }
     }
 
@@ -454,14 +532,20 @@ impl Exchange<'_> {
                 None => {
                     let stream = self.connect(cluster, target).await?;
                     let open = Open::new(cluster, target);
-                    Lease::new(context, key.clone(), stream, open).await.map_err(|_| Failure::Reset)?
+                    Lease::new(context, key.clone(), stream, open)
+                        .await
+                        .map_err(|_| Failure::Reset)?
                 }
             };
             let used = lease.is_used();
             match lease.sender().try_send_request(request).await {
                 Ok(response) => {
                     lease.served(cluster.config.max_requests_per_connection);
-                    return Ok(Answer { response, lease: Some(lease), downstream });
+                    return Ok(Answer {
+                        response,
+                        lease: Some(lease),
+                        downstream,
+                    });
                 }
                 Err(mut error) => {
                     let unsent = error.take_message();
@@ -488,21 +572,35 @@ impl Exchange<'_> {
         *request.version_mut() = Version::HTTP_2;
         request.headers_mut().remove(header::HOST);
         for fresh in [false, true] {
-            let known = if fresh { None } else { context.pool.borrow_mut().http2(&key) };
+            let known = if fresh {
+                None
+            } else {
+                context.pool.borrow_mut().http2(&key)
+            };
             let is_new = known.is_none();
             let mut sender = match known {
                 Some(sender) => sender,
                 None => {
                     let stream = self.connect(cluster, target).await?;
                     let open = Open::new(cluster, target);
-                    let sender =
-                        handshake_http2(stream, options, open).await.map_err(|_| Failure::Reset)?;
-                    context.pool.borrow_mut().put_http2(key.clone(), sender.clone());
+                    let sender = handshake_http2(stream, options, open)
+                        .await
+                        .map_err(|_| Failure::Reset)?;
+                    context
+                        .pool
+                        .borrow_mut()
+                        .put_http2(key.clone(), sender.clone());
                     sender
                 }
             };
             match sender.try_send_request(request).await {
-                Ok(response) => return Ok(Answer { response, lease: None, downstream: None }),
+                Ok(response) => {
+                    return Ok(Answer {
+                        response,
+                        lease: None,
+                        downstream: None,
+                    });
+                }
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if !is_new => request = unsent,
                     _ => return Err(Failure::Reset),
@@ -523,8 +621,17 @@ impl Exchange<'_> {
         })
     }
 
-    fn answer(&self, answer: Answer, started: Instant, limit: Option<Duration>) -> Response<ProxyBody> {
-        let Answer { mut response, lease, downstream } = answer;
+    fn answer(
+        &self,
+        answer: Answer,
+        started: Instant,
+        limit: Option<Duration>,
+    ) -> Response<ProxyBody> {
+        let Answer {
+            mut response,
+            lease,
+            downstream,
+        } = answer;
         let milliseconds = started.elapsed().as_millis() as u64;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS
             && let Some(downstream) = downstream
@@ -547,10 +654,18 @@ impl Exchange<'_> {
             return response.map(|_| ProxyBody::Own(None));
         }
         headers::strip_hop_by_hop(response.headers_mut());
-        response.headers_mut().insert(headers::SERVICE_TIME, HeaderValue::from(milliseconds));
+        response
+            .headers_mut()
+            .insert(headers::SERVICE_TIME, HeaderValue::from(milliseconds));
         let deadline = limit.map(|limit| Box::pin(tokio::time::sleep_until(started + limit)));
         *response.version_mut() = Version::HTTP_11;
-        response.map(|body| ProxyBody::Upstream(Box::new(Upstream { body, lease, deadline })))
+        response.map(|body| {
+            ProxyBody::Upstream(Box::new(Upstream {
+                body,
+                lease,
+                deadline,
+            }))
+        })
     }
 
     fn redirect(&self, redirect: &Redirect, parts: &http::request::Parts) -> Response<ProxyBody> {
@@ -562,9 +677,8 @@ impl Exchange<'_> {
         let new_path = match &redirect.path {
             RedirectPath::Keep => bare.to_owned(),
             RedirectPath::Replace(new) => new.to_string(),
-            RedirectPath::Prefix(prefix) => {
-                rewrite_prefix(bare, &self.route.matcher.path, prefix).unwrap_or_else(|| bare.into())
-            }
+            RedirectPath::Prefix(prefix) => rewrite_prefix(bare, &self.route.matcher.path, prefix)
+                .unwrap_or_else(|| bare.into()),
             RedirectPath::Regex(rewrite) => {
                 rewrite_regex(bare, rewrite).unwrap_or_else(|| bare.into())
             }
@@ -626,7 +740,9 @@ impl Exchange<'_> {
         if self.hcm.always_set_request_id_in_response
             && let Some(id) = parts.headers.get(headers::REQUEST_ID)
         {
-            response.headers_mut().insert(headers::REQUEST_ID, id.clone());
+            response
+                .headers_mut()
+                .insert(headers::REQUEST_ID, id.clone());
         }
         response
     }
@@ -656,7 +772,9 @@ impl Failure {
             Self::Overflow => {
                 let mut response = local(unavailable, OVERFLOW);
                 let name = http::HeaderName::from_static("x-envoy-overloaded");
-                response.headers_mut().insert(name, HeaderValue::from_static("true"));
+                response
+                    .headers_mut()
+                    .insert(name, HeaderValue::from_static("true"));
                 response
             }
         }

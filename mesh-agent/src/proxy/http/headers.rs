@@ -22,7 +22,8 @@ pub(super) const EXPECTED_TIMEOUT: HeaderName =
 /// `x-envoy-original-path`
 pub(super) const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 /// `x-envoy-upstream-service-time`
-pub(super) const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+pub(super) const SERVICE_TIME: HeaderName =
+    HeaderName::from_static("x-envoy-upstream-service-time");
 /// `x-envoy-attempt-count`
 pub(super) const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
@@ -41,7 +42,12 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
             }
         }
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+    ] {
         headers.remove(name);
     }
     if headers.get(header::TE).is_some_and(|te| te != "trailers") {
@@ -100,9 +106,18 @@ fn format(parts: &[FormatPart], facts: &Facts<'_>) -> String {
     for part in parts {
         match part {
             FormatPart::Text(literal) => text.push_str(literal),
-            FormatPart::Operator { name, argument, max_length } => {
+            FormatPart::Operator {
+                name,
+                argument,
+                max_length,
+            } => {
                 let start = text.len();
-                operator(name, argument.as_deref().unwrap_or_default(), facts, &mut text);
+                operator(
+                    name,
+                    argument.as_deref().unwrap_or_default(),
+                    facts,
+                    &mut text,
+                );
                 if let Some(max) = max_length {
                     let mut end = text.len().min(start + max);
                     while !text.is_char_boundary(end) {
@@ -136,13 +151,22 @@ fn operator(name: &str, argument: &str, facts: &Facts<'_>, out: &mut String) {
                 ":method" => Some(facts.method.as_str()),
                 ":path" => Some(facts.path),
                 ":authority" => Some(facts.authority),
-                name => facts.request.get(name).and_then(|value| value.to_str().ok()),
+                name => facts
+                    .request
+                    .get(name)
+                    .and_then(|value| value.to_str().ok()),
             });
             out.write_str(value.unwrap_or_default())
         }
         "RESP" => {
-            let value = facts.response.and_then(|(headers, _)| headers.get(argument));
-            out.write_str(value.and_then(|value| value.to_str().ok()).unwrap_or_default())
+            let value = facts
+                .response
+                .and_then(|(headers, _)| headers.get(argument));
+            out.write_str(
+                value
+                    .and_then(|value| value.to_str().ok())
+                    .unwrap_or_default(),
+            )
         }
         "RESPONSE_CODE" => match facts.response {
             Some((_, status)) => write!(out, "{}", status.as_u16()),
@@ -166,8 +190,14 @@ fn operator(name: &str, argument: &str, facts: &Facts<'_>, out: &mut String) {
 pub(super) fn request_id() -> HeaderValue {
     let bits = fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
     let hex = format!("{bits:032x}");
-    let text =
-        format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+    let text = format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    );
     HeaderValue::try_from(text).expect("hexadecimal digits are a header value")
 }
 

@@ -45,7 +45,13 @@ impl Connection {
     /// The newest snapshot's view and connection manager. A listener that is gone or of another
     /// kind now serves its live connections as it was.
     fn current(&self) -> Option<(Arc<View>, Arc<HttpConnectionManager>)> {
-        let view = self.context.shared.snapshots.load().view(self.caught.pod.view)?.clone();
+        let view = self
+            .context
+            .shared
+            .snapshots
+            .load()
+            .view(self.caught.pod.view)?
+            .clone();
         let listener = match self.caught.kind {
             super::ListenerKind::Outbound => view.outbound.find(self.caught.destination),
             super::ListenerKind::Inbound => view.inbound.as_ref(),
@@ -104,7 +110,12 @@ pub(super) async fn serve(
     };
     let mut draining = context.draining.clone();
     let stats = context.shared.stats.clone();
-    let connection = Rc::new(Connection { context, caught, first: hcm.clone(), place });
+    let connection = Rc::new(Connection {
+        context,
+        caught,
+        first: hcm.clone(),
+        place,
+    });
     let service = service_fn(move |request: http::Request<Incoming>| {
         let connection = connection.clone();
         async move { Ok::<_, std::convert::Infallible>(forward::handle(&connection, request).await) }

@@ -94,7 +94,12 @@ impl Lease {
         idle_timeout: Option<std::time::Duration>,
     ) -> Option<Self> {
         let idle = context.pool.borrow_mut().take(key, idle_timeout)?;
-        Some(Self { context: context.clone(), key: key.clone(), idle: Some(idle), reusable: true })
+        Some(Self {
+            context: context.clone(),
+            key: key.clone(),
+            idle: Some(idle),
+            reusable: true,
+        })
     }
 
     /// A new connection over a socket.
@@ -114,13 +119,25 @@ impl Lease {
                 tracing::debug!(%error, "an upstream connection ended");
             }
         });
-        let idle = Idle { sender, since: Instant::now(), served: 0 };
-        Ok(Self { context: context.clone(), key, idle: Some(idle), reusable: true })
+        let idle = Idle {
+            sender,
+            since: Instant::now(),
+            served: 0,
+        };
+        Ok(Self {
+            context: context.clone(),
+            key,
+            idle: Some(idle),
+            reusable: true,
+        })
     }
 
     /// The sender of requests.
     pub(super) fn sender(&mut self) -> &mut http1::SendRequest<Incoming> {
-        let idle = self.idle.as_mut().expect("a lease holds its connection until it is dropped");
+        let idle = self
+            .idle
+            .as_mut()
+            .expect("a lease holds its connection until it is dropped");
         &mut idle.sender
     }
 
@@ -151,7 +168,13 @@ impl Drop for Lease {
         {
             idle.since = Instant::now();
             let key = self.key.clone();
-            self.context.pool.borrow_mut().http1.entry(key).or_default().push(idle);
+            self.context
+                .pool
+                .borrow_mut()
+                .http1
+                .entry(key)
+                .or_default()
+                .push(idle);
         }
     }
 }
@@ -170,8 +193,10 @@ pub(super) async fn handshake_http2(
     if let Some(max) = options.max_concurrent_streams {
         builder.initial_max_send_streams(max as usize);
     }
-    let (sender, connection) =
-        builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let (sender, connection) = builder
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
     tokio::task::spawn_local(async move {
         let _open = open;
         if let Err(error) = connection.await {
@@ -180,4 +205,3 @@ pub(super) async fn handshake_http2(
     });
     Ok(sender)
 }
-

@@ -7,7 +7,9 @@ use http::request::Parts;
 use http::{HeaderMap, Method};
 
 use crate::config::model::matcher::{HeaderCondition, HeaderKey, HeaderMatcher, QueryMatcher};
-use crate::config::model::route::{PathMatcher, Route, RouteConfiguration, RouteMatch, VirtualHost};
+use crate::config::model::route::{
+    PathMatcher, Route, RouteConfiguration, RouteMatch, VirtualHost,
+};
 
 /// A request as the matchers see it.
 pub(super) struct View<'a> {
@@ -22,24 +24,39 @@ pub(super) type Matched<'a> = (&'a Arc<VirtualHost>, &'a Arc<Route>);
 /// The first matching route of the virtual host for the request's authority.
 pub(super) fn route<'a>(routes: &'a RouteConfiguration, request: &View<'_>) -> Option<Matched<'a>> {
     let host = routes.virtual_host(request.authority)?;
-    let route = host.routes.iter().find(|route| matches(&route.matcher, request))?;
+    let route = host
+        .routes
+        .iter()
+        .find(|route| matches(&route.matcher, request))?;
     Some((host, route))
 }
 
 fn matches(matcher: &RouteMatch, request: &View<'_>) -> bool {
     path_matches(matcher, request)
-        && matcher.headers.iter().all(|header| header_matches(header, request))
+        && matcher
+            .headers
+            .iter()
+            .all(|header| header_matches(header, request))
         && (matcher.query.is_empty() || query_matches(&matcher.query, request))
         && (!matcher.grpc || is_grpc(&request.parts.headers))
-        && matcher.fraction.is_none_or(|fraction| fraction.holds(request.random))
+        && matcher
+            .fraction
+            .is_none_or(|fraction| fraction.holds(request.random))
 }
 
 fn path_matches(matcher: &RouteMatch, request: &View<'_>) -> bool {
     let path = request.parts.uri.path();
     let equal = |a: &str, b: &str| {
-        if matcher.case_sensitive { a == b } else { a.eq_ignore_ascii_case(b) }
+        if matcher.case_sensitive {
+            a == b
+        } else {
+            a.eq_ignore_ascii_case(b)
+        }
     };
-    let starts = |prefix: &str| path.get(..prefix.len()).is_some_and(|start| equal(start, prefix));
+    let starts = |prefix: &str| {
+        path.get(..prefix.len())
+            .is_some_and(|start| equal(start, prefix))
+    };
     // Only a connect_matcher takes CONNECT: its request has no path.
     if request.parts.method == Method::CONNECT {
         return matches!(matcher.path, PathMatcher::Connect);
@@ -77,13 +94,17 @@ fn header_value<'a>(key: &HeaderKey, request: &'a View<'_>) -> Option<Cow<'a, st
     let parts = request.parts;
     Some(match key {
         HeaderKey::Method => Cow::Borrowed(parts.method.as_str()),
-        HeaderKey::Path => Cow::Borrowed(parts.uri.path_and_query().map_or("/", |path| path.as_str())),
+        HeaderKey::Path => {
+            Cow::Borrowed(parts.uri.path_and_query().map_or("/", |path| path.as_str()))
+        }
         HeaderKey::Authority => Cow::Borrowed(request.authority),
         HeaderKey::Scheme => Cow::Borrowed(parts.uri.scheme_str().unwrap_or("http")),
         HeaderKey::Header(name) => {
             let mut values = parts.headers.get_all(name).iter();
             let first = String::from_utf8_lossy(values.next()?.as_bytes());
-            let Some(second) = values.next() else { return Some(first) };
+            let Some(second) = values.next() else {
+                return Some(first);
+            };
             let mut joined = first.into_owned();
             for value in std::iter::once(second).chain(values) {
                 joined.push(',');

@@ -1,0 +1,9 @@
+//! The admin pages (15000) and readiness (15021).
+//!
+//! The server only asks: every page is rendered by the control loop, which owns what it shows.
+
+mod pages;
+mod server;
+
+pub use pages::{Page, State};
+pub use server::{Question, serve_admin, serve_readiness};

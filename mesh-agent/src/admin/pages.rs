@@ -1,0 +1,502 @@
+//! What the admin pages show.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use prost_reflect::DynamicMessage;
+use serde_json::{Value, json};
+
+use crate::config::descriptors::pool;
+use crate::datapath::Datapath;
+use crate::proxy::ProxyStats;
+use crate::snapshot::Snapshot;
+use crate::source::file::Reloads;
+use crate::store::{Resource, ResourceSet};
+use crate::workload::WorkloadStatus;
+
+/// A page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Page {
+    /// `LIVE`, once everything is enrolled that can be.
+    Ready,
+    /// Resources in Envoy's JSON shape.
+    ConfigDump,
+    /// Clusters and their endpoints.
+    Clusters(Format),
+    /// Listeners and their addresses.
+    Listeners(Format),
+    /// Counters in Prometheus' text format.
+    Prometheus,
+    /// Pods.
+    Workloads,
+    /// What the kernel does with which address, and why.
+    Services,
+    /// Version, uptime, state.
+    ServerInfo,
+    /// Everything `mesh-agent status` shows.
+    Status,
+}
+
+/// How a page is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// As Envoy's text.
+    Text,
+    /// As JSON.
+    Json,
+}
+
+impl Page {
+    /// The pages, for people.
+    pub const LIST: &'static str = "\
+/ready             is the agent ready?
+/config_dump       the configuration in force
+/clusters          endpoints and their counters (?format=json)
+/listeners         listeners and their addresses (?format=json)
+/stats/prometheus  counters
+/workloads         the pods of this node
+/services          which services run where, and why
+/server_info       version and uptime
+/status            all that `mesh-agent status` shows
+POST /quitquitquit drain and stop
+";
+
+    /// The page at a path.
+    pub fn find(path: &str, json: bool) -> Option<Self> {
+        let format = if json { Format::Json } else { Format::Text };
+        Some(match path {
+            "/ready" => Self::Ready,
+            "/config_dump" => Self::ConfigDump,
+            "/clusters" => Self::Clusters(format),
+            "/listeners" => Self::Listeners(format),
+            "/stats/prometheus" | "/metrics" => Self::Prometheus,
+            "/workloads" => Self::Workloads,
+            "/services" => Self::Services,
+            "/server_info" => Self::ServerInfo,
+            "/status" => Self::Status,
+            _ => return None,
+        })
+    }
+}
+
+/// What there is to show.
+#[allow(missing_debug_implementations)]
+pub struct State<'a> {
+    /// Whether the agent is ready.
+    pub ready: bool,
+    /// When it started.
+    pub started: Instant,
+    /// Where the configuration comes from.
+    pub config: String,
+    /// How reloads went.
+    pub reloads: Reloads,
+    /// The resources in force.
+    pub resources: &'a ResourceSet,
+    /// The snapshot in force.
+    pub snapshot: &'a Snapshot,
+    /// The kernel side.
+    pub datapath: &'a Datapath,
+    /// The pods.
+    pub workloads: Vec<WorkloadStatus>,
+    /// The proxy's counters.
+    pub proxy: &'a ProxyStats,
+}
+
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain; charset=UTF-8";
+
+impl State<'_> {
+    /// A page's content type and text.
+    pub fn render(&self, page: Page) -> (&'static str, String) {
+        match page {
+            Page::Ready => (
+                TEXT,
+                if self.ready {
+                    "LIVE\n"
+                } else {
+                    "PRE_INITIALIZING\n"
+                }
+                .into(),
+            ),
+            Page::ConfigDump => (JSON, pretty(&self.config_dump())),
+            Page::Clusters(Format::Text) => (TEXT, self.clusters_text()),
+            Page::Clusters(Format::Json) => (JSON, pretty(&self.clusters())),
+            Page::Listeners(Format::Text) => (TEXT, self.listeners_text()),
+            Page::Listeners(Format::Json) => (JSON, pretty(&self.listeners())),
+            Page::Prometheus => ("text/plain; version=0.0.4", self.prometheus()),
+            Page::Workloads => (JSON, pretty(&self.workloads())),
+            Page::Services => (JSON, pretty(&json!(self.datapath.services()))),
+            Page::ServerInfo => (JSON, pretty(&self.server_info())),
+            Page::Status => (JSON, pretty(&self.status())),
+        }
+    }
+
+    fn server_info(&self) -> Value {
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "state": if self.ready { "LIVE" } else { "PRE_INITIALIZING" },
+            "uptime_current_epoch": format!("{}s", self.started.elapsed().as_secs()),
+            "config": self.config,
+            "snapshot_generation": self.snapshot.generation,
+        })
+    }
+
+    fn status(&self) -> Value {
+        json!({
+            "server": self.server_info(),
+            "reloads": {
+                "attempts": self.reloads.attempts,
+                "failures": self.reloads.failures,
+                "last_success": self.reloads.last_success.map(seconds),
+                "last_failure": self.reloads.last_failure.map(seconds),
+                "last_error": self.reloads.last_error,
+            },
+            "workloads": self.workloads(),
+            "services": self.datapath.services(),
+            "maps": self.datapath.maps(),
+            "programs": self.datapath.programs().into_iter()
+                .map(|(name, id)| json!({"name": name, "id": id})).collect::<Vec<_>>(),
+            "connections": self.proxy.active_connections(),
+        })
+    }
+
+    fn workloads(&self) -> Value {
+        self.workloads
+            .iter()
+            .map(|status| {
+                let workload = &status.workload;
+                json!({
+                    "name": workload.name,
+                    "namespace": workload.namespace,
+                    "service_account": workload.service_account,
+                    "labels": workload.labels,
+                    "netns": workload.netns.path(),
+                    "netns_cookie": status.pod.as_ref().map(|pod| pod.netns.cookie()),
+                    "pod_id": status.pod.as_ref().map(|pod| pod.id.0),
+                    "view": status.pod.as_ref().map(|pod| pod.view.0),
+                    "ips": status.ips,
+                    "state": status.state.as_str(),
+                    "reason": status.reason,
+                    "capture": format!("{:?}", workload.capture),
+                })
+            })
+            .collect()
+    }
+
+    fn clusters(&self) -> Value {
+        let mut clusters = Vec::new();
+        for view in self.snapshot.views.values() {
+            for (name, cluster) in &view.clusters {
+                let hosts: Vec<Value> = cluster
+                    .hosts()
+                    .map(|host| {
+                        json!({
+                            "address": {"socket_address": {
+                                "address": host.address.ip(), "port_value": host.address.port(),
+                            }},
+                            "weight": host.weight,
+                            "hostname": host.hostname,
+                            "stats": host_stats(&host.state).into_iter()
+                                .map(|(name, value)| json!({"name": name, "value": value.to_string()}))
+                                .collect::<Vec<_>>(),
+                        })
+                    })
+                    .collect();
+                clusters
+                    .push(json!({"name": name, "added_via_api": false, "host_statuses": hosts}));
+            }
+        }
+        json!({"cluster_statuses": clusters})
+    }
+
+    fn clusters_text(&self) -> String {
+        let mut out = String::new();
+        for view in self.snapshot.views.values() {
+            let mut names: Vec<_> = view.clusters.iter().collect();
+            names.sort_by_key(|(name, _)| (*name).clone());
+            for (name, cluster) in names {
+                let limits = &cluster.config.circuit_breakers.default;
+                let _ = writeln!(
+                    out,
+                    "{name}::default_priority::max_connections::{}",
+                    limits.max_connections
+                );
+                let _ = writeln!(
+                    out,
+                    "{name}::default_priority::max_requests::{}",
+                    limits.max_requests
+                );
+                for host in cluster.hosts() {
+                    for (stat, value) in host_stats(&host.state) {
+                        let _ = writeln!(out, "{name}::{}::{stat}::{value}", host.address);
+                    }
+                    let _ = writeln!(out, "{name}::{}::weight::{}", host.address, host.weight);
+                    let _ = writeln!(
+                        out,
+                        "{name}::{}::health_flags::{:?}",
+                        host.address, host.health
+                    );
+                }
+            }
+        }
+        out
+    }
+
+    fn listeners(&self) -> Value {
+        let statuses: Vec<Value> = self
+            .resources
+            .listeners
+            .iter()
+            .map(|(name, resource)| {
+                let address = resource.value.addresses.first();
+                json!({"name": name, "local_address": {"socket_address": {
+                    "address": address.map(|address| address.ip),
+                    "port_value": address.map(|address| address.port),
+                }}})
+            })
+            .collect();
+        json!({"listener_statuses": statuses})
+    }
+
+    fn listeners_text(&self) -> String {
+        let mut out = String::new();
+        for (name, resource) in &self.resources.listeners {
+            for address in &resource.value.addresses {
+                let _ = writeln!(
+                    out,
+                    "{name}::{}",
+                    std::net::SocketAddr::new(address.ip, address.port)
+                );
+            }
+        }
+        out
+    }
+
+    fn config_dump(&self) -> Value {
+        let resources = self.resources;
+        let endpoints = dump(
+            &resources.endpoints,
+            "envoy.config.endpoint.v3.ClusterLoadAssignment",
+            "endpoint_config",
+        );
+        json!({"configs": [
+            {
+                "@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump",
+                "static_clusters": dump(&resources.clusters, "envoy.config.cluster.v3.Cluster", "cluster"),
+            },
+            {
+                "@type": "type.googleapis.com/envoy.admin.v3.ListenersConfigDump",
+                "static_listeners": dump(&resources.listeners, "envoy.config.listener.v3.Listener", "listener"),
+            },
+            {
+                "@type": "type.googleapis.com/envoy.admin.v3.RoutesConfigDump",
+                "static_route_configs": dump(
+                    &resources.routes, "envoy.config.route.v3.RouteConfiguration", "route_config"),
+            },
+            {
+                "@type": "type.googleapis.com/envoy.admin.v3.EndpointsConfigDump",
+                "static_endpoint_configs": endpoints,
+            },
+        ]})
+    }
+
+    fn prometheus(&self) -> String {
+        let mut out = String::new();
+        let mut family = |name: &str, kind: &str, samples: Vec<(String, u64)>| {
+            let _ = writeln!(out, "# TYPE {name} {kind}");
+            for (labels, value) in samples {
+                let _ = writeln!(out, "{name}{labels} {value}");
+            }
+        };
+        let one = |value: u64| vec![(String::new(), value)];
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let version = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
+        family("mesh_build_info", "gauge", vec![(version, 1)]);
+        family(
+            "mesh_config_reloads_total",
+            "counter",
+            one(self.reloads.attempts),
+        );
+        family(
+            "mesh_config_reload_failures_total",
+            "counter",
+            one(self.reloads.failures),
+        );
+        family(
+            "mesh_config_last_success_seconds",
+            "gauge",
+            one(self.reloads.last_success.map_or(0, seconds)),
+        );
+        family(
+            "mesh_snapshot_generation",
+            "gauge",
+            one(self.snapshot.generation),
+        );
+        let enrolled = self
+            .workloads
+            .iter()
+            .filter(|status| status.pod.is_some())
+            .count();
+        family("mesh_workloads_enrolled", "gauge", one(enrolled as u64));
+        let counters = self.datapath.counters();
+        let counters = counters
+            .into_iter()
+            .map(|(name, value)| (format!("{{outcome=\"{name}\"}}"), value));
+        family(
+            "mesh_datapath_connections_total",
+            "counter",
+            counters.collect(),
+        );
+        let maps = self.datapath.maps();
+        let entries = maps
+            .iter()
+            .map(|map| (format!("{{map=\"{}\"}}", map.name), map.entries as u64));
+        family("mesh_bpf_map_entries", "gauge", entries.collect());
+        let capacity = maps
+            .iter()
+            .map(|map| (format!("{{map=\"{}\"}}", map.name), u64::from(map.capacity)));
+        family("mesh_bpf_map_capacity", "gauge", capacity.collect());
+        let proxy = self.proxy;
+        family(
+            "envoy_listener_downstream_cx_total",
+            "counter",
+            one(load(&proxy.downstream_cx_total)),
+        );
+        family(
+            "envoy_listener_downstream_cx_active",
+            "gauge",
+            one(load(&proxy.downstream_cx_active)),
+        );
+        family(
+            "envoy_http_downstream_rq_total",
+            "counter",
+            one(load(&proxy.downstream_rq_total)),
+        );
+        family(
+            "envoy_http_downstream_rq_active",
+            "gauge",
+            one(load(&proxy.downstream_rq_active)),
+        );
+        let classes = proxy.downstream_rq_xx.iter().enumerate().skip(1);
+        let classes = classes.map(|(class, counter)| {
+            (
+                format!("{{envoy_response_code_class=\"{class}\"}}"),
+                load(counter),
+            )
+        });
+        family("envoy_http_downstream_rq_xx", "counter", classes.collect());
+        family("envoy_http_no_route", "counter", one(load(&proxy.no_route)));
+        family(
+            "envoy_http_no_cluster",
+            "counter",
+            one(load(&proxy.no_cluster)),
+        );
+        family(
+            "mesh_no_original_dst_total",
+            "counter",
+            one(load(&proxy.no_original_dst)),
+        );
+        family(
+            "mesh_proxy_panics_total",
+            "counter",
+            one(load(&proxy.panics)),
+        );
+        type Read = fn(&crate::snapshot::cluster::ClusterStats) -> &AtomicU64;
+        let per_cluster: [(&str, &str, Read); 10] = [
+            ("upstream_cx_total", "counter", |stats| {
+                &stats.upstream_cx_total
+            }),
+            ("upstream_cx_active", "gauge", |stats| {
+                &stats.upstream_cx_active
+            }),
+            ("upstream_cx_connect_fail", "counter", |stats| {
+                &stats.upstream_cx_connect_fail
+            }),
+            ("upstream_cx_connect_timeout", "counter", |stats| {
+                &stats.upstream_cx_connect_timeout
+            }),
+            ("upstream_cx_overflow", "counter", |stats| {
+                &stats.upstream_cx_overflow
+            }),
+            ("upstream_cx_rx_bytes_total", "counter", |stats| {
+                &stats.upstream_cx_rx_bytes_total
+            }),
+            ("upstream_cx_tx_bytes_total", "counter", |stats| {
+                &stats.upstream_cx_tx_bytes_total
+            }),
+            ("upstream_rq_total", "counter", |stats| {
+                &stats.upstream_rq_total
+            }),
+            ("upstream_rq_timeout", "counter", |stats| {
+                &stats.upstream_rq_timeout
+            }),
+            ("upstream_cx_none_healthy", "counter", |stats| {
+                &stats.upstream_cx_none_healthy
+            }),
+        ];
+        for (name, kind, read) in per_cluster {
+            let samples = self
+                .snapshot
+                .views
+                .values()
+                .flat_map(|view| view.clusters.iter())
+                .map(|(cluster, view)| {
+                    (
+                        format!("{{envoy_cluster_name=\"{cluster}\"}}"),
+                        load(read(&view.state.stats)),
+                    )
+                })
+                .collect();
+            family(&format!("envoy_cluster_{name}"), kind, samples);
+        }
+        out
+    }
+}
+
+fn host_stats(state: &crate::snapshot::cluster::HostState) -> [(&'static str, u64); 5] {
+    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    [
+        ("cx_active", load(&state.cx_active)),
+        ("cx_connect_fail", load(&state.cx_connect_fail)),
+        ("cx_total", load(&state.cx_total)),
+        ("rq_error", load(&state.rq_error)),
+        ("rq_total", load(&state.rq_total)),
+    ]
+}
+
+/// Resources of one type, from the messages they were made of.
+fn dump<T>(
+    resources: &std::collections::BTreeMap<crate::config::model::Name, Resource<T>>,
+    message: &str,
+    field: &str,
+) -> Value {
+    resources
+        .values()
+        .map(|resource| {
+            let decoded = pool()
+                .get_message_by_name(message)
+                .and_then(|descriptor| {
+                    DynamicMessage::decode(descriptor, resource.raw.clone()).ok()
+                })
+                .and_then(|decoded| serde_json::to_value(decoded).ok())
+                .unwrap_or(Value::Null);
+            json!({
+                field: decoded,
+                "version_info": resource.version,
+                "last_updated": seconds(resource.updated),
+            })
+        })
+        .collect()
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+fn pretty(value: &Value) -> String {
+    let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
+    text.push('\n');
+    text
+}

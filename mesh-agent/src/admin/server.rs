@@ -1,0 +1,153 @@
+//! The HTTP side of the admin pages.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::pages::Page;
+
+/// A page asked for, and where its text goes.
+pub type Question = (Page, oneshot::Sender<(&'static str, String)>);
+
+/// Binds the admin pages and serves them.
+///
+/// # Errors
+/// The address is taken or not of this machine.
+pub async fn serve_admin(
+    address: SocketAddr,
+    questions: mpsc::Sender<Question>,
+    quit: mpsc::Sender<()>,
+) -> anyhow::Result<()> {
+    let listener = bind(address, "--admin").await?;
+    accept(listener, move |request| {
+        let (questions, quit) = (questions.clone(), quit.clone());
+        async move { answer(&request, &questions, &quit).await }
+    });
+    Ok(())
+}
+
+/// Binds the readiness probe (`/healthz/ready`) and serves it.
+///
+/// # Errors
+/// The address is taken or not of this machine.
+pub async fn serve_readiness(
+    address: SocketAddr,
+    ready: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let listener = bind(address, "--readiness").await?;
+    accept(listener, move |request| {
+        let ready = *ready.borrow();
+        async move {
+            match (request.uri().path(), ready) {
+                ("/healthz/ready" | "/ready", true) => text(StatusCode::OK, "ready\n"),
+                ("/healthz/ready" | "/ready", false) => {
+                    text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+                }
+                _ => text(StatusCode::NOT_FOUND, "ask for /healthz/ready\n"),
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        anyhow::anyhow!(
+            "cannot listen on {address}: {error}; another agent? {flag} names another address"
+        )
+    })
+}
+
+fn accept<F, A>(listener: TcpListener, answer: F)
+where
+    F: Fn(Request<Incoming>) -> A + Clone + Send + 'static,
+    A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
+    tokio::spawn(async move {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                continue;
+            };
+            let answer = answer.clone();
+            let service = service_fn(move |request| {
+                let response = answer(request);
+                async move { Ok::<_, Infallible>(response.await) }
+            });
+            tokio::spawn(async move {
+                if let Err(error) = http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await
+                {
+                    tracing::debug!(%error, "an admin connection ended");
+                }
+            });
+        }
+    });
+}
+
+async fn answer(
+    request: &Request<Incoming>,
+    questions: &mpsc::Sender<Question>,
+    quit: &mpsc::Sender<()>,
+) -> Response<Full<Bytes>> {
+    let path = request.uri().path();
+    if path == "/quitquitquit" {
+        if request.method() != Method::POST {
+            return text(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this changes something: POST it\n",
+            );
+        }
+        let _ = quit.send(()).await;
+        return text(StatusCode::OK, "OK\n");
+    }
+    if request.method() != Method::GET {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+    }
+    let json = request
+        .uri()
+        .query()
+        .is_some_and(|query| query.contains("format=json"));
+    let Some(page) = Page::find(path, json) else {
+        return text(StatusCode::NOT_FOUND, Page::LIST);
+    };
+    let (sender, receiver) = oneshot::channel();
+    if questions.send((page, sender)).await.is_err() {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "the agent stops\n");
+    }
+    match receiver.await {
+        Ok((kind, body)) => {
+            let status = if page == Page::Ready && body != "LIVE\n" {
+                StatusCode::SERVICE_UNAVAILABLE
+            } else {
+                StatusCode::OK
+            };
+            let mut response = text(status, body);
+            response
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+            response
+        }
+        Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the agent stops\n"),
+    }
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        http::HeaderValue::from_static("text/plain; charset=UTF-8"),
+    );
+    response
+}

@@ -1,0 +1,258 @@
+//! The running agent: one control loop that owns the kernel side, the pods and the pages.
+//!
+//! Source -> store -> snapshot -> { BPF maps | proxy workers }: each turn of the loop takes what
+//! came from the left and hands it to the right.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::admin::{Question, State, serve_admin, serve_readiness};
+use crate::cli::args::RunArgs;
+use crate::datapath::{Datapath, Options};
+use crate::proxy::Proxy;
+use crate::snapshot::{DnsTable, Inputs, SharedSnapshot, Snapshot, ViewId, compile};
+use crate::source::dns::{self, DnsSource, Queries, Resolver};
+use crate::source::file::{self, Loaded, ReloadStatus};
+use crate::workload::{Manager, WorkloadState};
+
+/// How often namespaces are looked at and the kernel is told that the agent lives.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Runs until SIGTERM, SIGINT or `POST /quitquitquit`, and cleans up.
+///
+/// # Errors
+/// The configuration is wrong, or the machine cannot run the agent.
+pub fn run(args: &RunArgs) -> anyhow::Result<()> {
+    let loaded = Arc::new(file::load(&args.config, None)?);
+    if !nix::unistd::geteuid().is_root() {
+        anyhow::bail!("must run as root: it loads kernel programs and enters the pods' namespaces");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("cannot start the control runtime")?;
+    runtime.block_on(control(args, loaded))
+}
+
+struct Agent {
+    args: RunArgs,
+    started: Instant,
+    loaded: Arc<Loaded>,
+    dns: Arc<DnsTable>,
+    reloads: Arc<ReloadStatus>,
+    snapshots: SharedSnapshot,
+    datapath: Datapath,
+    proxy: Proxy,
+    manager: Manager,
+    ready: watch::Sender<bool>,
+}
+
+async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (questions, mut asked) = mpsc::channel::<Question>(16);
+    let (quit, mut quitting) = mpsc::channel(1);
+    let (ready, readiness) = watch::channel(false);
+    serve_admin(args.admin, questions, quit).await?;
+    serve_readiness(args.readiness, readiness).await?;
+    let (mut reloaded, reloads) = file::watch(args.config.clone(), loaded.clone())
+        .with_context(|| format!("cannot watch {}", args.config.display()))?;
+    let (wanted, queries) = watch::channel(dns_queries(&loaded));
+    let names = DnsSource::start(Resolver::system(), queries);
+    let mut resolved = names.table();
+
+    let mut datapath = Datapath::load(&Options {
+        cgroup: args.cgroup.clone(),
+        agent_cgroup: own_cgroup()?,
+        trace: matches!(args.log_level.as_str(), "debug" | "trace"),
+    })?;
+    datapath
+        .forward_logs()
+        .context("cannot read what the kernel programs log")?;
+    let snapshots = Snapshot::shared();
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let concurrency = args.concurrency.map_or(cores, std::num::NonZero::get);
+    let proxy = Proxy::start(concurrency, snapshots.clone(), datapath.original_dst())
+        .context("cannot start the proxy workers")?;
+    let mut agent = Agent {
+        args: args.clone(),
+        started: Instant::now(),
+        loaded,
+        dns: Arc::default(),
+        reloads,
+        snapshots,
+        datapath,
+        proxy,
+        manager: Manager::default(),
+        ready,
+    };
+    agent.apply();
+    agent.ready.send_replace(true);
+    tracing::info!(config = %args.config.display(), admin = %args.admin, "ready");
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => agent.tick(),
+            Ok(()) = reloaded.changed() => {
+                agent.loaded = reloaded.borrow_and_update().clone();
+                wanted.send_replace(dns_queries(&agent.loaded));
+                agent.apply();
+                tracing::info!(generation = agent.snapshots.load().generation, "configuration reloaded");
+            }
+            Ok(()) = resolved.changed() => {
+                agent.dns = resolved.borrow_and_update().clone();
+                agent.apply();
+            }
+            Some((page, answer)) = asked.recv() => {
+                // Whoever asked may have left.
+                let _ = answer.send(agent.state().render(page));
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = quitting.recv() => break,
+        }
+    }
+    agent.stop().await;
+    Ok(())
+}
+
+impl Agent {
+    /// Everything downstream of the store, in the order that never leaves a caught connection
+    /// unserved: snapshot for the proxy, then the kernel's maps, then pods.
+    fn apply(&mut self) {
+        let start = Instant::now();
+        let previous = self.snapshots.load_full();
+        let views = [(ViewId::NODE, &self.loaded.resources)];
+        let inputs = Inputs {
+            views: &views,
+            node: &self.loaded.node,
+            dns: &self.dns,
+        };
+        let snapshot = Arc::new(compile(&inputs, &previous));
+        self.snapshots.store(snapshot.clone());
+        let report = self.datapath.apply(&snapshot);
+        for (key, error) in &report.failed {
+            let address: std::net::IpAddr = key.addr.into();
+            tracing::error!(%address, port = key.port, %error, "a service was not written to the kernel");
+        }
+        self.manager
+            .reconcile(&snapshot, &mut self.datapath, &self.proxy);
+        tracing::debug!(
+            generation = snapshot.generation,
+            changed = report.changed,
+            removed = report.removed,
+            microseconds = start.elapsed().as_micros() as u64,
+            "applied"
+        );
+    }
+
+    fn tick(&mut self) {
+        if let Err(error) = self.datapath.heartbeat() {
+            tracing::error!(%error, "the kernel takes the agent for dead");
+        }
+        let snapshot = self.snapshots.load_full();
+        self.manager
+            .reconcile(&snapshot, &mut self.datapath, &self.proxy);
+    }
+
+    fn state(&self) -> StateHolder<'_> {
+        StateHolder {
+            agent: self,
+            snapshot: self.snapshots.load_full(),
+        }
+    }
+
+    /// Drains, then removes everything: the pods have plain networking again.
+    async fn stop(mut self) {
+        self.ready.send_replace(false);
+        let open = self.proxy.stats().active_connections();
+        let (drain, shutdown) = (self.args.drain_duration, self.args.parent_shutdown);
+        tracing::info!(connections = open, ?drain, "draining");
+        let limit = drain.min(shutdown);
+        let mut drained = std::pin::pin!(self.proxy.drain(limit));
+        let mut tick = tokio::time::interval(TICK);
+        let all = loop {
+            tokio::select! {
+                all = drained.as_mut() => break all,
+                // Still caught, still served.
+                _ = tick.tick() => {
+                    let _ = self.datapath.heartbeat();
+                }
+            }
+        };
+        if !all {
+            let left = self.proxy.stats().active_connections();
+            tracing::warn!(
+                connections = left,
+                "closing connections that did not end in time"
+            );
+        }
+        self.manager.release_all(&mut self.datapath, &self.proxy);
+        tracing::info!("stopped");
+    }
+}
+
+/// Holds the snapshot that a page is rendered from.
+struct StateHolder<'a> {
+    agent: &'a Agent,
+    snapshot: Arc<Snapshot>,
+}
+
+impl StateHolder<'_> {
+    fn render(&self, page: crate::admin::Page) -> (&'static str, String) {
+        let agent = self.agent;
+        let state = State {
+            ready: *agent.ready.borrow(),
+            started: agent.started,
+            config: agent.args.config.display().to_string(),
+            reloads: agent.reloads.get(),
+            resources: &agent.loaded.resources,
+            snapshot: &self.snapshot,
+            datapath: &agent.datapath,
+            workloads: agent.manager.status(),
+            proxy: agent.proxy.stats(),
+        };
+        debug_assert!(
+            state
+                .workloads
+                .iter()
+                .all(|w| w.state != WorkloadState::Enrolled || w.pod.is_some())
+        );
+        state.render(page)
+    }
+}
+
+/// The names the configuration needs resolved.
+fn dns_queries(loaded: &Loaded) -> Arc<Queries> {
+    let clusters = loaded.resources.clusters.values();
+    Arc::new(dns::queries(clusters.map(|resource| &*resource.value)))
+}
+
+/// The kernel's number of this process's cgroup v2: the inode of its directory.
+fn own_cgroup() -> anyhow::Result<u64> {
+    let mounts =
+        fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    let mount = mounts
+        .lines()
+        .find(|line| line.contains(" - cgroup2 "))
+        .and_then(|line| line.split(' ').nth(4))
+        .context("cgroup v2 is not mounted; mount -t cgroup2 none /sys/fs/cgroup")?;
+    let groups =
+        fs::read_to_string("/proc/self/cgroup").context("cannot read /proc/self/cgroup")?;
+    let group = groups
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .context("this process is in no cgroup v2")?;
+    let path = PathBuf::from(format!("{mount}{group}"));
+    let metadata = fs::metadata(&path)
+        .with_context(|| format!("cannot read the agent's own cgroup {}", path.display()))?;
+    Ok(metadata.ino())
+}
