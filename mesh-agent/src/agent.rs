@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use crate::admin::{Question, State, serve_admin, serve_readiness};
+use crate::admin::{Question, State, serve_admin, serve_metrics, serve_readiness};
 use crate::cli::args::RunArgs;
 use crate::datapath::{Datapath, Options};
 use crate::proxy::Proxy;
@@ -61,6 +61,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
     let (questions, mut asked) = mpsc::channel::<Question>(16);
     let (quit, mut quitting) = mpsc::channel(1);
     let (ready, readiness) = watch::channel(false);
+    serve_metrics(args.metrics, questions.clone()).await?;
     serve_admin(args.admin, questions, quit).await?;
     serve_readiness(args.readiness, readiness).await?;
     let (mut reloaded, reloads) = file::watch(args.config.clone(), loaded.clone())

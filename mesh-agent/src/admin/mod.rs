@@ -1,4 +1,4 @@
-//! The admin pages (15000) and readiness (15021).
+//! The admin pages (15000), metrics (15020) and readiness (15021).
 //!
 //! The server only asks: every page is rendered by the control loop, which owns what it shows.
 
@@ -6,4 +6,4 @@ mod pages;
 mod server;
 
 pub use pages::{Page, State};
-pub use server::{Question, serve_admin, serve_readiness};
+pub use server::{Question, serve_admin, serve_metrics, serve_readiness};

@@ -59,6 +59,30 @@ pub async fn serve_readiness(
     Ok(())
 }
 
+/// Binds the scrapers' address and serves the counters, and nothing else, there: unlike the admin
+/// pages it is meant to be reached from outside the node.
+///
+/// # Errors
+/// The address is taken or not of this machine.
+pub async fn serve_metrics(
+    address: SocketAddr,
+    questions: mpsc::Sender<Question>,
+) -> anyhow::Result<()> {
+    let listener = bind(address, "--metrics").await?;
+    accept(listener, move |request| {
+        let questions = questions.clone();
+        async move {
+            match (request.method(), request.uri().path()) {
+                (&Method::GET, "/stats/prometheus" | "/metrics") => {
+                    ask(Page::Prometheus, &questions).await
+                }
+                _ => text(StatusCode::NOT_FOUND, "GET /stats/prometheus\n"),
+            }
+        }
+    });
+    Ok(())
+}
+
 async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         anyhow::anyhow!(
@@ -121,6 +145,10 @@ async fn answer(
     let Some(page) = Page::find(path, json) else {
         return text(StatusCode::NOT_FOUND, Page::LIST);
     };
+    ask(page, questions).await
+}
+
+async fn ask(page: Page, questions: &mpsc::Sender<Question>) -> Response<Full<Bytes>> {
     let (sender, receiver) = oneshot::channel();
     if questions.send((page, sender)).await.is_err() {
         return text(StatusCode::SERVICE_UNAVAILABLE, "the agent stops\n");

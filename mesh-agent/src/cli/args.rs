@@ -122,6 +122,14 @@ pub struct RunArgs {
         default_value = "0.0.0.0:15021"
     )]
     pub readiness: SocketAddr,
+    /// Where /stats/prometheus is served to scrapers, as Istio's agent does on 15020.
+    #[arg(
+        long,
+        env = "MESH_METRICS",
+        value_name = "ADDR:PORT",
+        default_value = "0.0.0.0:15020"
+    )]
+    pub metrics: SocketAddr,
     /// How long open connections may go on after SIGTERM.
     #[arg(
         long,
@@ -240,6 +248,7 @@ mod tests {
         };
         assert_eq!(run.admin.to_string(), "127.0.0.1:15000");
         assert_eq!(run.readiness.port(), 15021);
+        assert_eq!(run.metrics.port(), 15020);
         assert_eq!(run.drain_duration, Duration::from_secs(45));
         assert_eq!(run.parent_shutdown, Duration::from_secs(60));
     }
