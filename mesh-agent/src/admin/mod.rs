@@ -2,6 +2,7 @@
 //!
 //! The server only asks: every page is rendered by the control loop, which owns what it shows.
 
+mod config_dump;
 mod pages;
 mod server;
 

@@ -4,16 +4,16 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use prost_reflect::DynamicMessage;
 use serde_json::{Value, json};
 
-use crate::config::descriptors::pool;
 use crate::datapath::Datapath;
 use crate::proxy::ProxyStats;
 use crate::snapshot::Snapshot;
 use crate::source::file::Reloads;
-use crate::store::{Resource, ResourceSet};
+use crate::store::ResourceSet;
 use crate::workload::WorkloadStatus;
+
+use super::config_dump::config_dump;
 
 /// A page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,10 @@ pub enum Page {
     /// `LIVE`, once everything is enrolled that can be.
     Ready,
     /// Resources in Envoy's JSON shape.
-    ConfigDump,
+    ConfigDump {
+        /// With the endpoints.
+        include_eds: bool,
+    },
     /// Clusters and their endpoints.
     Clusters(Format),
     /// Listeners and their addresses.
@@ -51,7 +54,7 @@ impl Page {
     /// The pages, for people.
     pub const LIST: &'static str = "\
 /ready             is the agent ready?
-/config_dump       the configuration in force
+/config_dump       the configuration in force (?include_eds)
 /clusters          endpoints and their counters (?format=json)
 /listeners         listeners and their addresses (?format=json)
 /stats/prometheus  counters
@@ -62,12 +65,19 @@ impl Page {
 POST /quitquitquit drain and stop
 ";
 
-    /// The page at a path.
-    pub fn find(path: &str, json: bool) -> Option<Self> {
-        let format = if json { Format::Json } else { Format::Text };
+    /// The page at a path, with the query after it.
+    pub fn find(path: &str, query: &str) -> Option<Self> {
+        let asks = |wanted: &str| query.split('&').any(|part| part == wanted);
+        let format = if asks("format=json") {
+            Format::Json
+        } else {
+            Format::Text
+        };
         Some(match path {
             "/ready" => Self::Ready,
-            "/config_dump" => Self::ConfigDump,
+            "/config_dump" => Self::ConfigDump {
+                include_eds: asks("include_eds") || asks("include_eds=true"),
+            },
             "/clusters" => Self::Clusters(format),
             "/listeners" => Self::Listeners(format),
             "/stats/prometheus" | "/metrics" => Self::Prometheus,
@@ -119,7 +129,9 @@ impl State<'_> {
                 }
                 .into(),
             ),
-            Page::ConfigDump => (JSON, pretty(&self.config_dump())),
+            Page::ConfigDump { include_eds } => {
+                (JSON, pretty(&config_dump(self.resources, include_eds)))
+            }
             Page::Clusters(Format::Text) => (TEXT, self.clusters_text()),
             Page::Clusters(Format::Json) => (JSON, pretty(&self.clusters())),
             Page::Listeners(Format::Text) => (TEXT, self.listeners_text()),
@@ -271,34 +283,6 @@ impl State<'_> {
             }
         }
         out
-    }
-
-    fn config_dump(&self) -> Value {
-        let resources = self.resources;
-        let endpoints = dump(
-            &resources.endpoints,
-            "envoy.config.endpoint.v3.ClusterLoadAssignment",
-            "endpoint_config",
-        );
-        json!({"configs": [
-            {
-                "@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump",
-                "static_clusters": dump(&resources.clusters, "envoy.config.cluster.v3.Cluster", "cluster"),
-            },
-            {
-                "@type": "type.googleapis.com/envoy.admin.v3.ListenersConfigDump",
-                "static_listeners": dump(&resources.listeners, "envoy.config.listener.v3.Listener", "listener"),
-            },
-            {
-                "@type": "type.googleapis.com/envoy.admin.v3.RoutesConfigDump",
-                "static_route_configs": dump(
-                    &resources.routes, "envoy.config.route.v3.RouteConfiguration", "route_config"),
-            },
-            {
-                "@type": "type.googleapis.com/envoy.admin.v3.EndpointsConfigDump",
-                "static_endpoint_configs": endpoints,
-            },
-        ]})
     }
 
     fn prometheus(&self) -> String {
@@ -463,31 +447,6 @@ fn host_stats(state: &crate::snapshot::cluster::HostState) -> [(&'static str, u6
         ("rq_error", load(&state.rq_error)),
         ("rq_total", load(&state.rq_total)),
     ]
-}
-
-/// Resources of one type, from the messages they were made of.
-fn dump<T>(
-    resources: &std::collections::BTreeMap<crate::config::model::Name, Resource<T>>,
-    message: &str,
-    field: &str,
-) -> Value {
-    resources
-        .values()
-        .map(|resource| {
-            let decoded = pool()
-                .get_message_by_name(message)
-                .and_then(|descriptor| {
-                    DynamicMessage::decode(descriptor, resource.raw.clone()).ok()
-                })
-                .and_then(|decoded| serde_json::to_value(decoded).ok())
-                .unwrap_or(Value::Null);
-            json!({
-                field: decoded,
-                "version_info": resource.version,
-                "last_updated": seconds(resource.updated),
-            })
-        })
-        .collect()
 }
 
 fn seconds(time: SystemTime) -> u64 {

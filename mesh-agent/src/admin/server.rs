@@ -138,11 +138,7 @@ async fn answer(
     if request.method() != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
     }
-    let json = request
-        .uri()
-        .query()
-        .is_some_and(|query| query.contains("format=json"));
-    let Some(page) = Page::find(path, json) else {
+    let Some(page) = Page::find(path, request.uri().query().unwrap_or_default()) else {
         return text(StatusCode::NOT_FOUND, Page::LIST);
     };
     ask(page, questions).await
