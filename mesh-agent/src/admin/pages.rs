@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use crate::config::model::endpoint::Health;
 use crate::datapath::Datapath;
 use crate::proxy::ProxyStats;
 use crate::snapshot::Snapshot;
@@ -246,8 +247,9 @@ impl State<'_> {
                     let _ = writeln!(out, "{name}::{}::weight::{}", host.address, host.weight);
                     let _ = writeln!(
                         out,
-                        "{name}::{}::health_flags::{:?}",
-                        host.address, host.health
+                        "{name}::{}::health_flags::{}",
+                        host.address,
+                        health_flags(host.health)
                     );
                 }
             }
@@ -435,6 +437,15 @@ impl State<'_> {
             family(&format!("envoy_cluster_{name}"), kind, samples);
         }
         out
+    }
+}
+
+/// As Envoy's `/clusters` has them.
+fn health_flags(health: Health) -> &'static str {
+    match health {
+        Health::Healthy => "healthy",
+        Health::Degraded => "/degraded_eds_health",
+        Health::Unhealthy => "/failed_eds_health",
     }
 }
 
