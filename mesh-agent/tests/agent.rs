@@ -1,0 +1,405 @@
+//! The whole agent on the real kernel: pods, caught connections, reloads, stop.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use mesh_testbed::wire::Connection;
+use mesh_testbed::{Connect, Curl, MeshAgent, Pod, Server, Testbed, eventually, needs_root};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A configuration, piece by piece.
+#[derive(Default)]
+struct Config {
+    mesh: String,
+    workloads: String,
+    listeners: String,
+    clusters: String,
+}
+
+impl Config {
+    fn enrol(mut self, pod: &Pod, extra: &str) -> Self {
+        let (name, netns) = (pod.name(), pod.netns_path());
+        let _ = writeln!(
+            self.workloads,
+            "  - {{name: {name}, netns: {}{extra}}}",
+            netns.display()
+        );
+        self
+    }
+
+    fn mesh(mut self, line: &str) -> Self {
+        let _ = writeln!(self.mesh, "  {line}");
+        self
+    }
+
+    fn tcp(self, name: &str, at: SocketAddr, extra: &str) -> Self {
+        let filter = format!(
+            "{{name: tcp, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.\
+             network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: {name}{extra}}}}}"
+        );
+        self.listener(name, at, "OUTBOUND", &filter)
+    }
+
+    fn http(self, name: &str, at: SocketAddr, direction: &str, routes: &str) -> Self {
+        let filter = format!(
+            "{{name: http, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.\
+             network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: h, \
+             upgrade_configs: [{{upgrade_type: websocket}}], \
+             route_config: {{name: r, virtual_hosts: [{{name: v, domains: [\"*\"], routes: \
+             [{routes}]}}]}}, http_filters: [{{name: envoy.filters.http.router, typed_config: \
+             {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}}}"
+        );
+        self.listener(name, at, direction, &filter)
+    }
+
+    fn listener(mut self, name: &str, at: SocketAddr, direction: &str, filter: &str) -> Self {
+        let _ = writeln!(
+            self.listeners,
+            "    - {{name: {name}, traffic_direction: {direction}, address: {{socket_address: \
+             {{address: \"{}\", port_value: {}}}}}, filter_chains: [{{filters: [{filter}]}}]}}",
+            at.ip(),
+            at.port()
+        );
+        self
+    }
+
+    fn cluster(mut self, name: &str, endpoints: &[SocketAddr]) -> Self {
+        let endpoints: Vec<String> = endpoints
+            .iter()
+            .map(|at| {
+                format!(
+                    "{{endpoint: {{address: {{socket_address: {{address: \"{}\", port_value: {}}}}}}}}}",
+                    at.ip(),
+                    at.port()
+                )
+            })
+            .collect();
+        let _ = writeln!(
+            self.clusters,
+            "    - {{name: {name}, load_assignment: {{cluster_name: {name}, endpoints: \
+             [{{lb_endpoints: [{}]}}]}}}}",
+            endpoints.join(", ")
+        );
+        self
+    }
+
+    fn original_dst(mut self, name: &str) -> Self {
+        let _ = writeln!(
+            self.clusters,
+            "    - {{name: {name}, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED}}"
+        );
+        self
+    }
+
+    fn yaml(&self) -> String {
+        let section = |name: &str, body: &str| {
+            if body.is_empty() {
+                String::new()
+            } else {
+                format!("{name}:\n{body}")
+            }
+        };
+        format!(
+            "{}{}static_resources:\n{}{}",
+            section("mesh", &self.mesh),
+            section("workloads", &self.workloads),
+            section("  listeners", &self.listeners),
+            section("  clusters", &self.clusters)
+        )
+    }
+}
+
+fn greeted_by(one: &Connection) -> Result<String> {
+    Ok(one
+        .banner()
+        .with_context(|| format!("no greeting: {one:?}"))?
+        .name)
+}
+
+/// A TCP service that the agent must carry (an idle timeout is not the kernel's to keep), in both
+/// families and every way of connecting.
+#[test]
+fn the_agent_learns_where_every_connection_wanted_to_go() -> Result<()> {
+    needs_root!(Ok(()));
+    let testbed = Testbed::new()?;
+    let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
+    let app = Server::tcp(&server, "app", 9000)?;
+    let v4 = SocketAddr::new(testbed.vip4(7).into(), 700);
+    let v6 = SocketAddr::new(testbed.vip6(7).into(), 700);
+    let config = Config::default()
+        .enrol(&client, "")
+        .tcp("four", v4, ", idle_timeout: 60s")
+        .tcp("six", v6, ", idle_timeout: 60s")
+        .cluster("four", &[app.addr4()])
+        .cluster("six", &[app.addr6()]);
+    let agent = MeshAgent::start(&testbed, &config.yaml())?;
+    for (vip, flags) in [
+        (v4, &[][..]),
+        (v6, &[]),
+        (v4, &["--nonblocking"]),
+        (v6, &["--nonblocking"]),
+    ] {
+        let connect = flags
+            .iter()
+            .fold(Connect::to(vip), |connect, flag| connect.flag(flag));
+        let one = connect.run_one(&client)?;
+        assert_eq!(greeted_by(&one)?, "app", "{vip} {flags:?}");
+        assert_eq!(one.peer, Some(vip), "getpeername shows what was dialled");
+        let own = if vip.is_ipv4() {
+            client.ip4().into()
+        } else {
+            std::net::IpAddr::V6(client.ip6())
+        };
+        assert_eq!(
+            one.local.map(|local| local.ip()),
+            Some(own),
+            "getsockname shows the pod"
+        );
+        let peer = one.banner().map(|banner| banner.peer.ip());
+        assert_eq!(peer, Some(own), "the server sees the pod, not the agent");
+    }
+    let services = agent.get("/services")?.body;
+    assert!(services.contains("idle_timeout is set"), "{services}");
+    Ok(())
+}
+
+#[test]
+fn plain_tcp_is_balanced_by_the_kernel_in_both_families() -> Result<()> {
+    needs_root!(Ok(()));
+    let testbed = Testbed::new()?;
+    let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
+    let (a, b) = (
+        Server::tcp(&server, "a", 9000)?,
+        Server::tcp(&server, "b", 9001)?,
+    );
+    let v4 = SocketAddr::new(testbed.vip4(8).into(), 800);
+    let v6 = SocketAddr::new(testbed.vip6(8).into(), 800);
+    let config = Config::default()
+        .enrol(&client, "")
+        .tcp("four", v4, "")
+        .tcp("six", v6, "")
+        .cluster("four", &[a.addr4(), b.addr4()])
+        .cluster("six", &[a.addr6(), b.addr6()]);
+    let agent = MeshAgent::start(&testbed, &config.yaml())?;
+    for vip in [v4, v6] {
+        let all = Connect::to(vip).times(20).run(&client)?;
+        let names = all.iter().map(greeted_by).collect::<Result<Vec<_>>>()?;
+        assert_eq!(
+            names.iter().filter(|name| *name == "a").count(),
+            10,
+            "{vip}: {names:?}"
+        );
+        assert!(all.iter().all(|one| one.peer == Some(vip)), "{all:?}");
+    }
+    let metrics = agent.get("/stats/prometheus")?.body;
+    assert!(
+        metrics.contains("mesh_datapath_connections_total{outcome=\"direct\"} 40"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains("envoy_listener_downstream_cx_total 0"),
+        "{metrics}"
+    );
+    eventually(
+        "the kernel's count of connections returns to zero",
+        PATIENCE,
+        || {
+            agent.get("/services").is_ok_and(|page| {
+                let services = page.body;
+                services.contains("\"total\": 10") && !services.contains("\"active\": 1")
+            })
+        },
+    )
+}
+
+#[test]
+fn unknown_destinations_pass_or_are_refused_as_configured() -> Result<()> {
+    needs_root!(Ok(()));
+    let testbed = Testbed::new()?;
+    let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
+    let app = Server::tcp(&server, "app", 9000)?;
+    let base = || Config::default().enrol(&client, "").original_dst("unused");
+    let agent = MeshAgent::start(&testbed, &base().yaml())?;
+    for at in [app.addr4(), app.addr6()] {
+        assert_eq!(greeted_by(&Connect::to(at).run_one(&client)?)?, "app");
+    }
+    agent.reconfigure(&base().mesh("outbound_traffic_policy: REGISTRY_ONLY").yaml())?;
+    for at in [app.addr4(), app.addr6()] {
+        eventually("connections are refused", PATIENCE, || {
+            Connect::to(at)
+                .run_one(&client)
+                .is_ok_and(|one| one.errno == 111)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn capture_settings_change_without_touching_live_connections() -> Result<()> {
+    needs_root!(Ok(()));
+    let testbed = Testbed::new()?;
+    let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
+    let (app, other) = (
+        Server::tcp(&server, "app", 9000)?,
+        Server::tcp(&server, "other", 9001)?,
+    );
+    // Dialling the application's own address is caught and sent to the other one.
+    let config = |capture: &str| {
+        Config::default()
+            .enrol(&client, &format!(", capture: {{{capture}}}"))
+            .tcp("four", app.addr4(), "")
+            .tcp("six", app.addr6(), "")
+            .cluster("four", &[other.addr4()])
+            .cluster("six", &[other.addr6()])
+            .yaml()
+    };
+    let agent = MeshAgent::start(&testbed, &config(""))?;
+    let mut held = Connect::to(app.addr4()).times(3).hold(&client)?;
+    for (capture, caught) in [
+        ("exclude_outbound_ports: [9000]", false),
+        ("exclude_outbound_cidrs: [10.0.0.0/8, 'fd00::/8']", false),
+        ("include_outbound_cidrs: ['10.0.0.0/8', 'fd00::/8']", true),
+        ("include_outbound_cidrs: []", false),
+        (
+            "include_outbound_cidrs: [], include_outbound_ports: [9000]",
+            true,
+        ),
+        ("include_outbound_cidrs: '*'", true),
+    ] {
+        agent.reconfigure(&config(capture))?;
+        for at in [app.addr4(), app.addr6()] {
+            let expected = if caught { "other" } else { "app" };
+            eventually(
+                &format!("{capture}: {at} is served by {expected}"),
+                PATIENCE,
+                || {
+                    let one = Connect::to(at).run_one(&client);
+                    one.and_then(|one| greeted_by(&one))
+                        .is_ok_and(|name| name == expected)
+                },
+            )?;
+        }
+    }
+    let alive = held.check()?;
+    ensure!(
+        alive.alive == 3,
+        "connections made before the changes are gone: {alive:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn inbound_http_is_routed_in_the_server_pod() -> Result<()> {
+    needs_root!(Ok(()));
+    let testbed = Testbed::new()?;
+    let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
+    let app = Server::http(&server, "app", "v1", 8080)?;
+    let routes = "{match: {path: /denied}, direct_response: {status: 403, body: {inline_string: no}}}, \
+                  {match: {prefix: /}, route: {cluster: here}}";
+    let config = Config::default()
+        .enrol(&server, "")
+        .http("inbound", "0.0.0.0:15006".parse()?, "INBOUND", routes)
+        .original_dst("here");
+    let agent = MeshAgent::start(&testbed, &config.yaml())?;
+    for at in [app.addr4(), app.addr6()] {
+        let denied = Curl::get(&client, &format!("http://{at}/denied")).send()?;
+        assert_eq!((denied.status, denied.text().as_str()), (403, "no"), "{at}");
+        let served = Curl::get(&client, &format!("http://{at}/")).send()?;
+        assert_eq!(served.echo()?.name, "app", "{at}");
+        assert_eq!(served.header("server"), Some("envoy"));
+    }
+    agent.terminate()?;
+    let plain = Curl::get(&client, &format!("http://{}/denied", app.addr4())).send()?;
+    assert_eq!(
+        plain.status, 200,
+        "without the agent the pod is reached as before"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_bad_reload_keeps_the_last_good_configuration() -> Result<()> {
+    needs_root!(Ok(()));
+    let testbed = Testbed::new()?;
+    let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
+    let app = Server::http(&server, "app", "v1", 8080)?;
+    let vip = SocketAddr::new(testbed.vip4(9).into(), 80);
+    let config = Config::default()
+        .enrol(&client, "")
+        .http(
+            "web",
+            vip,
+            "OUTBOUND",
+            "{match: {prefix: /}, route: {cluster: web}}",
+        )
+        .cluster("web", &[app.addr4()])
+        .yaml();
+    let agent = MeshAgent::start(&testbed, &config)?;
+    agent.reconfigure(&config.replace("cluster: web}", "cluster: wob}"))?;
+    eventually("the refusal is counted", PATIENCE, || {
+        agent
+            .get("/stats/prometheus")
+            .is_ok_and(|page| page.body.contains("mesh_config_reload_failures_total 1"))
+    })?;
+    let status = agent.command("status")?;
+    assert!(
+        status.contains("cluster wob does not exist; did you mean web?"),
+        "{status}"
+    );
+    let served = Curl::get(&client, &format!("http://{vip}/")).send()?;
+    assert_eq!(served.echo()?.name, "app");
+    Ok(())
+}
+
+#[test]
+fn two_hundred_pods_come_and_go_and_nothing_is_left() -> Result<()> {
+    needs_root!(Ok(()));
+    let testbed = Testbed::new()?;
+    let names: Vec<String> = (0..200).map(|i| format!("p{i}")).collect();
+    let pods = testbed.pods(&names)?;
+    let without = Config::default().original_dst("unused");
+    let with = pods
+        .iter()
+        .fold(Config::default().original_dst("unused"), |c, pod| {
+            c.enrol(pod, "")
+        });
+    let agent = MeshAgent::start(&testbed, &without.yaml())?;
+    let enrolled = |count: usize| {
+        let wanted = format!("mesh_workloads_enrolled {count}\n");
+        eventually(&wanted, Duration::from_secs(60), || {
+            agent
+                .get("/stats/prometheus")
+                .is_ok_and(|page| page.body.contains(&wanted))
+        })
+    };
+    enrolled(0)?;
+    let mut before = 0;
+    for round in 0..3 {
+        agent.reconfigure(&with.yaml())?;
+        enrolled(200)?;
+        agent.reconfigure(&without.yaml())?;
+        enrolled(0)?;
+        if round == 0 {
+            // From the first pod on the agent keeps its own namespace open.
+            before = agent.open_files()?;
+        }
+    }
+    let now = std::cell::Cell::new(0);
+    eventually("descriptors return to where they were", PATIENCE, || {
+        now.set(agent.open_files().unwrap_or(usize::MAX));
+        now.get() <= before
+    })
+    .with_context(|| format!("{before} before, {} now", now.get()))?;
+    let metrics = agent.get("/stats/prometheus")?.body;
+    for map in ["PODS", "IN_PODS", "LISTEN", "CIDRS", "PORTS"] {
+        let line = format!("mesh_bpf_map_entries{{map=\"{map}\"}} 0\n");
+        assert!(
+            metrics.contains(&line),
+            "{map} still has entries:\n{metrics}"
+        );
+    }
+    Ok(())
+}
