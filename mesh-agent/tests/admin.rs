@@ -59,6 +59,8 @@ fn pages_show_what_runs_where_and_why() -> Result<()> {
     let reason = workloads[0]["reason"].as_str().unwrap_or_default();
     assert!(reason.contains("no-such-namespace"), "{reason}");
 
+    assert_eq!(workloads[0]["capture"]["include_outbound_cidrs"], "*");
+
     let dump = json(&agent, "/config_dump")?;
     let cluster = &dump["configs"][0]["static_clusters"][0]["cluster"];
     assert_eq!(cluster["load_assignment"]["cluster_name"], "ledger");

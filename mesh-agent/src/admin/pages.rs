@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::config::model::endpoint::Health;
+use crate::config::model::workload::{AllOr, Capture};
 use crate::datapath::Datapath;
 use crate::proxy::ProxyStats;
 use crate::snapshot::Snapshot;
@@ -191,7 +192,7 @@ impl State<'_> {
                     "ips": status.ips,
                     "state": status.state.as_str(),
                     "reason": status.reason,
-                    "capture": format!("{:?}", workload.capture),
+                    "capture": capture(&workload.capture),
                 })
             })
             .collect()
@@ -438,6 +439,27 @@ impl State<'_> {
         }
         out
     }
+}
+
+/// The capture settings under their names in the file.
+fn capture(capture: &Capture) -> Value {
+    fn all_or<T: ToString>(setting: &AllOr<T>) -> Value {
+        match setting {
+            AllOr::All => json!("*"),
+            AllOr::Only(values) => list(values),
+        }
+    }
+    fn list<T: ToString>(values: &[T]) -> Value {
+        values.iter().map(ToString::to_string).collect()
+    }
+    json!({
+        "include_outbound_cidrs": all_or(&capture.include_outbound_cidrs),
+        "exclude_outbound_cidrs": list(&capture.exclude_outbound_cidrs),
+        "include_outbound_ports": capture.include_outbound_ports,
+        "exclude_outbound_ports": capture.exclude_outbound_ports,
+        "include_inbound_ports": all_or(&capture.include_inbound_ports),
+        "exclude_inbound_ports": capture.exclude_inbound_ports,
+    })
 }
 
 /// As Envoy's `/clusters` has them.

@@ -72,10 +72,15 @@ pub fn run(args: &DoctorArgs) -> bool {
         "mount -t cgroup2 none /sys/fs/cgroup/unified (or boot with cgroup v2)",
     );
     check(
-        args.cgroup.join("cgroup.procs").exists(),
+        nix::sys::statfs::statfs(&args.cgroup)
+            .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::CGROUP2_SUPER_MAGIC),
         Level::Fail,
-        format!("{} is a cgroup v2 directory", args.cgroup.display()),
-        "--cgroup names the directory above all pods",
+        format!(
+            "{} is a cgroup v2 directory (mounted on {})",
+            args.cgroup.display(),
+            mounted_on(&mounts, "cgroup2").unwrap_or("nothing")
+        ),
+        "--cgroup names the directory above all pods, below that mount",
     );
     let jit = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_default();
     check(
@@ -131,4 +136,28 @@ pub fn run(args: &DoctorArgs) -> bool {
         }
     );
     failed == 0
+}
+
+/// Where a file system of this type is mounted, by `/proc/self/mountinfo`.
+fn mounted_on<'a>(mounts: &'a str, kind: &str) -> Option<&'a str> {
+    mounts.lines().find_map(|line| {
+        let (mount, fs) = line.split_once(" - ")?;
+        (fs.split(' ').next()? == kind).then(|| mount.split(' ').nth(4))?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mounted_on;
+
+    #[test]
+    fn mounts_are_found_by_type() {
+        let mounts = "25 1 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      30 25 0:26 / /sys/fs/cgroup/unified rw shared:4 - cgroup2 cgroup2 rw\n";
+        assert_eq!(
+            mounted_on(mounts, "cgroup2"),
+            Some("/sys/fs/cgroup/unified")
+        );
+        assert_eq!(mounted_on(mounts, "bpf"), None);
+    }
 }
