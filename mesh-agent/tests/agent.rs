@@ -1,7 +1,9 @@
 //! The whole agent on the real kernel: pods, caught connections, reloads, stop.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -401,5 +403,142 @@ fn two_hundred_pods_come_and_go_and_nothing_is_left() -> Result<()> {
             "{map} still has entries:\n{metrics}"
         );
     }
+    Ok(())
+}
+
+/// A pod, a server and an HTTP service in front of it.
+fn web(testbed: &Testbed) -> Result<([Pod; 2], Server, SocketAddr, MeshAgent)> {
+    let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
+    let app = Server::http(&server, "app", "v1", 8080)?;
+    let vip = SocketAddr::new(testbed.vip4(3).into(), 80);
+    let config = Config::default()
+        .enrol(&client, "")
+        .http(
+            "web",
+            vip,
+            "OUTBOUND",
+            "{match: {prefix: /}, route: {cluster: web}}",
+        )
+        .cluster("web", &[app.addr4()]);
+    let agent = MeshAgent::start(testbed, &config.yaml())?;
+    Ok(([client, server], app, vip, agent))
+}
+
+#[test]
+fn http2_clients_are_served_as_http1_ones() -> Result<()> {
+    needs_root!(Ok(()));
+    let testbed = Testbed::new()?;
+    let ([client, _server], _app, vip, _agent) = web(&testbed)?;
+    for flag in ["--http1.1", "--http2-prior-knowledge"] {
+        let response = Curl::get(&client, &format!("http://{vip}/a?b=c"))
+            .arg(flag)
+            .arg("--data")
+            .arg("xyz")
+            .send()?;
+        let echo = response.echo()?;
+        assert_eq!(
+            (response.status, echo.method.as_str(), echo.path.as_str()),
+            (200, "POST", "/a?b=c")
+        );
+        assert_eq!(echo.body_length, 3, "{flag}");
+        assert_eq!(
+            echo.authority.as_deref(),
+            Some(vip.ip().to_string().as_str()),
+            "{flag}"
+        );
+        assert!(echo.header("x-request-id").is_some(), "{flag}");
+        assert_eq!(response.header("server"), Some("envoy"), "{flag}");
+    }
+    Ok(())
+}
+
+/// Sends bytes from inside the pod, as they are, and returns what comes back until the agent closes
+/// or two seconds are over.
+fn raw(client: &Pod, to: SocketAddr, bytes: &str) -> Result<String> {
+    let mut curl = client
+        .command("curl")
+        .args([
+            "--silent",
+            "--no-buffer",
+            "--max-time",
+            "2",
+            &format!("telnet://{to}"),
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start curl")?;
+    let mut stdin = curl.stdin.take().context("stdin is piped")?;
+    stdin.write_all(bytes.as_bytes())?;
+    // Kept open: the end of what the client sends must not be what ends the exchange.
+    let output = curl.wait_with_output()?;
+    drop(stdin);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Requests that two parsers may read differently: refused, and the connection closed, so that
+/// nothing behind them is ever taken for a request.
+#[test]
+fn smuggled_requests_never_arrive() -> Result<()> {
+    needs_root!(Ok(()));
+    let testbed = Testbed::new()?;
+    let ([client, _server], _app, vip, agent) = web(&testbed)?;
+    let right = raw(
+        &client,
+        vip,
+        "GET /right HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    )?;
+    assert!(
+        right.starts_with("HTTP/1.1 200") && right.contains("/right"),
+        "{right}"
+    );
+    let smuggled = "GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n";
+    let corpus = [
+        (
+            "CL.TE",
+            "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "TE.CL",
+            "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "two lengths",
+            "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 0\r\n\r\n",
+        ),
+        (
+            "TE unknown",
+            "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "obs-fold",
+            "GET / HTTP/1.1\r\nhost: x\r\nx-a: b\r\n c: d\r\n\r\n",
+        ),
+        (
+            "space before colon",
+            "GET / HTTP/1.1\r\nhost: x\r\ncontent-length : 0\r\n\r\n",
+        ),
+        ("NUL", "GET / HTTP/1.1\r\nhost: x\r\nx-a: b\0c\r\n\r\n"),
+        ("two hosts", "GET / HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n"),
+        (
+            "bad length",
+            "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: +0\r\n\r\n",
+        ),
+    ];
+    for (name, request) in corpus {
+        let bytes = format!("{request}{smuggled}");
+        let answer = raw(&client, vip, &bytes)?;
+        let replies = answer.matches("HTTP/1.1 ").count();
+        assert!(replies <= 1, "{name}: {replies} replies: {answer}");
+        assert!(!answer.contains("/smuggled"), "{name}: {answer}");
+        assert!(
+            answer.is_empty()
+                || answer.starts_with("HTTP/1.1 4")
+                || answer.starts_with("HTTP/1.1 5"),
+            "{name}: {answer}"
+        );
+    }
+    let metrics = agent.get("/stats/prometheus")?.body;
+    assert!(metrics.contains("mesh_proxy_panics_total 0"), "{metrics}");
     Ok(())
 }
