@@ -542,3 +542,46 @@ fn smuggled_requests_never_arrive() -> Result<()> {
     assert!(metrics.contains("mesh_proxy_panics_total 0"), "{metrics}");
     Ok(())
 }
+
+#[test]
+fn sigterm_drains_serves_meanwhile_and_leaves_nothing() -> Result<()> {
+    needs_root!(Ok(()));
+    let testbed = Testbed::new()?;
+    let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
+    let app = Server::tcp(&server, "app", 9000)?;
+    let vip = SocketAddr::new(testbed.vip4(5).into(), 500);
+    let config = Config::default()
+        .enrol(&client, "")
+        .tcp("app", vip, ", idle_timeout: 60s")
+        .cluster("app", &[app.addr4()]);
+    let agent = MeshAgent::builder(&testbed)?
+        .arg("--drain-duration")
+        .arg("2s")
+        .start(&config.yaml())?;
+    let mut held = Connect::to(vip).times(2).hold(&client)?;
+    agent.signal(nix::sys::signal::Signal::SIGTERM)?;
+    eventually("the agent drains", PATIENCE, || {
+        agent.log().contains("draining")
+    })?;
+    assert_eq!(held.check()?.alive, 2, "connections in flight go on");
+    assert_eq!(
+        greeted_by(&Connect::to(vip).run_one(&client)?)?,
+        "app",
+        "new ones are served"
+    );
+    let status = agent.wait(PATIENCE)?;
+    assert!(status.success(), "{status}");
+    assert_eq!(held.check()?.alive, 0, "what outlived the drain is closed");
+    let plain = Connect::to(vip).run_one(&client)?;
+    assert!(
+        !plain.connected,
+        "the VIP has no route without the agent: {plain:?}"
+    );
+    let listening = client.command("ss").args(["-Hltn"]).output()?;
+    let listening = String::from_utf8_lossy(&listening.stdout).into_owned();
+    assert!(
+        !listening.contains(":150"),
+        "listeners are left in the pod: {listening}"
+    );
+    Ok(())
+}
