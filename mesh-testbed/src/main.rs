@@ -25,6 +25,8 @@ enum Command {
     EchoTcp(helper::echo_tcp::Args),
     /// Opens connections and says what became of them.
     Connect(helper::connect::Args),
+    /// Sends bytes as told, line by line, and says what came back.
+    Talk,
     /// The mesh at work, in a minute: `cargo xtask demo`.
     Demo(demo::Args),
 }
@@ -44,6 +46,7 @@ fn run(command: Command) -> Result<()> {
         Command::EchoHttp(args) => runtime()?.block_on(helper::echo_http::serve(args)),
         Command::EchoTcp(args) => runtime()?.block_on(helper::echo_tcp::serve(args)),
         Command::Connect(args) => helper::connect::run(&args),
+        Command::Talk => helper::talk::run(),
         Command::Demo(args) => demo::run(args),
     }
 }

@@ -91,3 +91,49 @@ pub struct Held {
     /// The others.
     pub dead: usize,
 }
+
+/// What `talk` is told on a line of standard input. Bytes are text here: a character for each,
+/// U+0000 to U+00FF.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Say {
+    /// Where to connect to.
+    pub to: SocketAddr,
+    /// What to send, each part by a write of its own once the one before is acknowledged.
+    pub parts: Vec<String>,
+    /// Methods of the requests sent, to know which responses have no body.
+    pub methods: Vec<String>,
+    /// How long to wait for bytes that do not come.
+    pub patience_ms: u64,
+}
+
+/// What `talk` heard.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Heard {
+    /// Bytes, as in [`Say`].
+    pub received: String,
+    /// How it ended.
+    pub end: End,
+}
+
+/// How a talk ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// Every request has its response; the connection was open.
+    Answered,
+    /// The peer closed.
+    Closed,
+    /// The peer reset the connection, or refused it.
+    Reset,
+    /// Nothing came for the whole patience.
+    Silent,
+}
+
+/// Text of bytes, as in [`Say`].
+pub fn latin1(bytes: &[u8]) -> String {
+    bytes.iter().copied().map(char::from).collect()
+}
+
+/// Bytes of such a text; characters beyond U+00FF are cut down.
+pub fn bytes_of(text: &str) -> Vec<u8> {
+    text.chars().map(|c| c as u32 as u8).collect()
+}

@@ -4,3 +4,4 @@ pub(crate) mod connect;
 pub(crate) mod echo_http;
 pub(crate) mod echo_tcp;
 mod listen;
+pub(crate) mod talk;

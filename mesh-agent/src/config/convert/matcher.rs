@@ -9,7 +9,8 @@ use http::HeaderName;
 use regex_automata::meta::Regex;
 
 use crate::config::model::matcher::{
-    HeaderCondition, HeaderKey, HeaderMatcher, QueryMatcher, SafeRegex, StringMatcher,
+    HeaderCondition, HeaderKey, HeaderMatcher, QueryCondition, QueryMatcher, SafeRegex,
+    StringMatcher,
 };
 
 use super::Problems;
@@ -190,18 +191,17 @@ pub(super) fn query(
     if message.name.is_empty() {
         problems.push(format!("{path}.name"), "a name is missing");
     }
-    let value = match &message.query_parameter_match_specifier {
-        None | Some(QueryParameterMatchSpecifier::PresentMatch(true)) => None,
-        Some(QueryParameterMatchSpecifier::PresentMatch(false)) => {
-            problems.push(format!("{path}.present_match"), "false is not supported");
-            None
+    let condition = match &message.query_parameter_match_specifier {
+        None => QueryCondition::Present(true),
+        Some(QueryParameterMatchSpecifier::PresentMatch(present)) => {
+            QueryCondition::Present(*present)
         }
         Some(QueryParameterMatchSpecifier::StringMatch(value)) => {
-            Some(string(value, &format!("{path}.string_match"), problems)?)
+            QueryCondition::Value(string(value, &format!("{path}.string_match"), problems)?)
         }
     };
     Some(QueryMatcher {
         name: message.name.as_str().into(),
-        value,
+        condition,
     })
 }

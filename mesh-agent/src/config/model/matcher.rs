@@ -155,6 +155,15 @@ pub enum HeaderCondition {
 pub struct QueryMatcher {
     /// The parameter's name.
     pub name: Arc<str>,
-    /// `None`: it only has to be present.
-    pub value: Option<StringMatcher>,
+    /// What is asked of it.
+    pub condition: QueryCondition,
+}
+
+/// What a query parameter has to be.
+#[derive(Debug, Clone)]
+pub enum QueryCondition {
+    /// Present, or absent.
+    Present(bool),
+    /// Present, and its first value matches.
+    Value(StringMatcher),
 }

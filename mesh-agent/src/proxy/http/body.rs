@@ -1,6 +1,8 @@
-//! Response bodies on their way to the client.
+//! Bodies on their way through: requests' towards upstreams, responses' towards clients.
 
+use std::cell::Cell;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -9,7 +11,59 @@ use tokio::time::Sleep;
 
 use super::pool::Lease;
 
-/// A body: the upstream's, or ours.
+/// A request's body, which tells how far it has come.
+pub(super) struct RequestBody {
+    body: Incoming,
+    progress: Progress,
+}
+
+/// How far a request's body has come.
+#[derive(Clone)]
+pub(super) struct Progress(Rc<Cell<bool>>);
+
+impl Progress {
+    /// Whether all of it was read.
+    pub(super) fn ended(&self) -> bool {
+        self.0.get()
+    }
+}
+
+impl RequestBody {
+    pub(super) fn new(body: Incoming) -> Self {
+        let progress = Progress(Rc::new(Cell::new(body.is_end_stream())));
+        Self { body, progress }
+    }
+
+    pub(super) fn progress(&self) -> Progress {
+        self.progress.clone()
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if frame.is_none() || self.body.is_end_stream() {
+            self.progress.0.set(true);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A response's body: the upstream's, or ours.
 pub(super) enum ProxyBody {
     /// Our own answer.
     Own(Option<Bytes>),

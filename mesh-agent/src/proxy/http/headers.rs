@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Version, request};
+use smallvec::SmallVec;
 
 use crate::config::model::headers::{AppendAction, FormatPart, HeaderMutations, HeaderTemplate};
 
@@ -19,6 +20,8 @@ pub(super) const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forward
 /// `x-envoy-expected-rq-timeout-ms`
 pub(super) const EXPECTED_TIMEOUT: HeaderName =
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+/// `x-envoy-original-host`
+pub(super) const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 /// `x-envoy-original-path`
 pub(super) const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 /// `x-envoy-upstream-service-time`
@@ -26,6 +29,9 @@ pub(super) const SERVICE_TIME: HeaderName =
     HeaderName::from_static("x-envoy-upstream-service-time");
 /// `x-envoy-attempt-count`
 pub(super) const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+
+/// `x-envoy-overloaded`
+pub(super) const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -55,11 +61,10 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// What format strings may refer to.
+/// What format strings may refer to beside headers.
 pub(super) struct Facts<'a> {
     pub(super) peer: SocketAddr,
     pub(super) local: SocketAddr,
-    pub(super) request: &'a HeaderMap,
     pub(super) method: &'a http::Method,
     pub(super) path: &'a str,
     pub(super) authority: &'a str,
@@ -67,16 +72,53 @@ pub(super) struct Facts<'a> {
     pub(super) route: &'a str,
     pub(super) cluster: &'a str,
     pub(super) upstream: Option<SocketAddr>,
-    /// Of the response, when there is one.
-    pub(super) response: Option<(&'a HeaderMap, http::StatusCode)>,
 }
 
-/// Applies one level of mutations.
-pub(super) fn mutate(headers: &mut HeaderMap, mutations: &HeaderMutations, facts: &Facts<'_>) {
+/// Whose headers are changed.
+#[derive(Clone, Copy)]
+pub(super) enum Side<'a> {
+    Request,
+    Response {
+        request: &'a HeaderMap,
+        status: http::StatusCode,
+    },
+}
+
+/// What a format string reads.
+struct Scope<'a> {
+    facts: &'a Facts<'a>,
+    request: &'a HeaderMap,
+    response: Option<(&'a HeaderMap, http::StatusCode)>,
+}
+
+/// Applies one level of mutations: removals first, then all values are computed from what is
+/// left, then they are put in, overwriting ones first (Envoy: `HeaderParser::evaluateHeaders`).
+pub(super) fn mutate(
+    headers: &mut HeaderMap,
+    mutations: &HeaderMutations,
+    facts: &Facts<'_>,
+    side: Side<'_>,
+) {
+    for name in &mutations.remove {
+        headers.remove(name);
+    }
+    let mut values: SmallVec<[(&HeaderName, HeaderValue, bool); 4]> = SmallVec::new();
+    let scope = match side {
+        Side::Request => Scope {
+            facts,
+            request: headers,
+            response: None,
+        },
+        Side::Response { request, status } => Scope {
+            facts,
+            request,
+            response: Some((headers, status)),
+        },
+    };
     for addition in &mutations.add {
         let value = match &addition.value {
             HeaderTemplate::Literal(value) => value.clone(),
-            HeaderTemplate::Format(parts) => match HeaderValue::try_from(format(parts, facts)) {
+            HeaderTemplate::Format(parts) => match HeaderValue::try_from(format(parts, &scope)) {
                 Ok(value) => value,
                 Err(_) => continue,
             },
@@ -84,24 +126,27 @@ pub(super) fn mutate(headers: &mut HeaderMap, mutations: &HeaderMutations, facts
         if value.is_empty() && !addition.keep_empty_value {
             continue;
         }
-        let there = headers.contains_key(&addition.name);
-        match addition.append {
-            AppendAction::AppendIfExistsOrAdd => {
-                headers.append(addition.name.clone(), value);
-            }
-            AppendAction::AddIfAbsent if there => {}
-            AppendAction::OverwriteIfExists if !there => {}
-            _ => {
-                headers.insert(addition.name.clone(), value);
-            }
-        }
+        let there = || headers.contains_key(&addition.name);
+        let overwrite = match addition.append {
+            AppendAction::AppendIfExistsOrAdd => false,
+            AppendAction::AddIfAbsent if there() => continue,
+            AppendAction::AddIfAbsent => false,
+            AppendAction::OverwriteIfExists if !there() => continue,
+            AppendAction::OverwriteIfExists | AppendAction::OverwriteIfExistsOrAdd => true,
+        };
+        values.push((&addition.name, value, overwrite));
     }
-    for name in &mutations.remove {
-        headers.remove(name);
+    for (name, value, _) in values.iter().filter(|(_, _, overwrite)| *overwrite) {
+        headers.insert(*name, value.clone());
+    }
+    for (name, value, overwrite) in values {
+        if !overwrite {
+            headers.append(name, value);
+        }
     }
 }
 
-fn format(parts: &[FormatPart], facts: &Facts<'_>) -> String {
+fn format(parts: &[FormatPart], scope: &Scope<'_>) -> String {
     let mut text = String::new();
     for part in parts {
         match part {
@@ -115,7 +160,7 @@ fn format(parts: &[FormatPart], facts: &Facts<'_>) -> String {
                 operator(
                     name,
                     argument.as_deref().unwrap_or_default(),
-                    facts,
+                    scope,
                     &mut text,
                 );
                 if let Some(max) = max_length {
@@ -132,7 +177,8 @@ fn format(parts: &[FormatPart], facts: &Facts<'_>) -> String {
 }
 
 /// Writes an operator's value. Writing to a string cannot fail.
-fn operator(name: &str, argument: &str, facts: &Facts<'_>, out: &mut String) {
+fn operator(name: &str, argument: &str, scope: &Scope<'_>, out: &mut String) {
+    let facts = scope.facts;
     let _ = match name {
         "DOWNSTREAM_REMOTE_ADDRESS" => write!(out, "{}", facts.peer),
         "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => write!(out, "{}", facts.peer.ip()),
@@ -151,7 +197,7 @@ fn operator(name: &str, argument: &str, facts: &Facts<'_>, out: &mut String) {
                 ":method" => Some(facts.method.as_str()),
                 ":path" => Some(facts.path),
                 ":authority" => Some(facts.authority),
-                name => facts
+                name => scope
                     .request
                     .get(name)
                     .and_then(|value| value.to_str().ok()),
@@ -159,7 +205,7 @@ fn operator(name: &str, argument: &str, facts: &Facts<'_>, out: &mut String) {
             out.write_str(value.unwrap_or_default())
         }
         "RESP" => {
-            let value = facts
+            let value = scope
                 .response
                 .and_then(|(headers, _)| headers.get(argument));
             out.write_str(
@@ -168,7 +214,7 @@ fn operator(name: &str, argument: &str, facts: &Facts<'_>, out: &mut String) {
                     .unwrap_or_default(),
             )
         }
-        "RESPONSE_CODE" => match facts.response {
+        "RESPONSE_CODE" => match scope.response {
             Some((_, status)) => write!(out, "{}", status.as_u16()),
             None => Ok(()),
         },
@@ -201,15 +247,33 @@ pub(super) fn request_id() -> HeaderValue {
     HeaderValue::try_from(text).expect("hexadecimal digits are a header value")
 }
 
-/// The authority of a request: of its URI, or its host header.
-pub(super) fn authority(parts: &request::Parts) -> String {
+/// The authority of a request: of its URI, or its host header. Empty without one.
+pub(super) fn authority(parts: &request::Parts) -> HeaderValue {
     match parts.uri.authority() {
-        Some(authority) => authority.as_str().to_owned(),
-        None => parts
-            .headers
-            .get(header::HOST)
-            .and_then(|host| host.to_str().ok())
-            .unwrap_or_default()
-            .to_owned(),
+        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+        None => parts.headers.get(header::HOST).cloned(),
     }
+    .unwrap_or_else(|| HeaderValue::from_static(""))
+}
+
+/// Makes one value of several.
+pub(super) fn join(headers: &mut HeaderMap, name: HeaderName, separator: &[u8]) {
+    let mut values = headers.get_all(&name).iter();
+    let (Some(first), Some(second)) = (values.next(), values.next()) else {
+        return;
+    };
+    let mut joined = first.as_bytes().to_vec();
+    for value in std::iter::once(second).chain(values) {
+        joined.extend_from_slice(separator);
+        joined.extend_from_slice(value.as_bytes());
+    }
+    if let Ok(joined) = HeaderValue::try_from(joined) {
+        headers.insert(name, joined);
+    }
+}
+
+/// Adds to a header that has one value, separated by a comma.
+pub(super) fn append_joined(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
+    headers.append(name.clone(), value.clone());
+    join(headers, name, b",");
 }

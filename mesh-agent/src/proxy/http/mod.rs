@@ -1,11 +1,16 @@
 //! HTTP: a downstream connection served by hyper, each request routed on the newest snapshot.
 
+mod admit;
 mod body;
+mod exchange;
 mod forward;
 mod headers;
 pub(super) mod pool;
+mod redirect;
 mod reply;
+mod rewrite;
 mod router;
+mod upstream;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -118,7 +123,7 @@ pub(super) async fn serve(
     });
     let service = service_fn(move |request: http::Request<Incoming>| {
         let connection = connection.clone();
-        async move { Ok::<_, std::convert::Infallible>(forward::handle(&connection, request).await) }
+        async move { Ok::<_, std::convert::Infallible>(exchange::handle(&connection, request).await) }
     });
     let drained = async move {
         // The sender lives as long as the worker.

@@ -5,7 +5,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
@@ -17,6 +16,7 @@ use crate::proxy::tcp::Open;
 use crate::proxy::worker::Context;
 
 use super::LocalExecutor;
+use super::body::RequestBody;
 
 /// Connections are shared by requests of one pod to one endpoint of one cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -31,11 +31,11 @@ pub(in crate::proxy) struct Key {
 #[derive(Default)]
 pub(in crate::proxy) struct Pool {
     http1: HashMap<Key, Vec<Idle>>,
-    http2: HashMap<Key, http2::SendRequest<Incoming>>,
+    http2: HashMap<Key, http2::SendRequest<RequestBody>>,
 }
 
 struct Idle {
-    sender: http1::SendRequest<Incoming>,
+    sender: http1::SendRequest<RequestBody>,
     since: Instant,
     served: u32,
 }
@@ -70,7 +70,7 @@ impl Pool {
     }
 
     /// The shared HTTP/2 connection.
-    pub(super) fn http2(&mut self, key: &Key) -> Option<http2::SendRequest<Incoming>> {
+    pub(super) fn http2(&mut self, key: &Key) -> Option<http2::SendRequest<RequestBody>> {
         match self.http2.get(key) {
             Some(sender) if !sender.is_closed() => Some(sender.clone()),
             Some(_) => {
@@ -81,7 +81,7 @@ impl Pool {
         }
     }
 
-    pub(super) fn put_http2(&mut self, key: Key, sender: http2::SendRequest<Incoming>) {
+    pub(super) fn put_http2(&mut self, key: Key, sender: http2::SendRequest<RequestBody>) {
         self.http2.insert(key, sender);
     }
 }
@@ -133,7 +133,7 @@ impl Lease {
     }
 
     /// The sender of requests.
-    pub(super) fn sender(&mut self) -> &mut http1::SendRequest<Incoming> {
+    pub(super) fn sender(&mut self) -> &mut http1::SendRequest<RequestBody> {
         let idle = self
             .idle
             .as_mut()
@@ -184,7 +184,7 @@ pub(super) async fn handshake_http2(
     stream: TcpStream,
     options: &Http2Options,
     open: Open,
-) -> io::Result<http2::SendRequest<Incoming>> {
+) -> io::Result<http2::SendRequest<RequestBody>> {
     let mut builder = http2::Builder::new(LocalExecutor);
     builder
         .timer(TokioTimer::new())

@@ -3,10 +3,13 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use http::Method;
 use http::request::Parts;
-use http::{HeaderMap, Method};
 
-use crate::config::model::matcher::{HeaderCondition, HeaderKey, HeaderMatcher, QueryMatcher};
+use super::reply::is_grpc;
+use crate::config::model::matcher::{
+    HeaderCondition, HeaderKey, HeaderMatcher, QueryCondition, QueryMatcher,
+};
 use crate::config::model::route::{
     PathMatcher, Route, RouteConfiguration, RouteMatch, VirtualHost,
 };
@@ -72,47 +75,45 @@ fn path_matches(matcher: &RouteMatch, request: &View<'_>) -> bool {
     }
 }
 
+/// A header that came several times matches if one of its values does; inversion comes last
+/// (Envoy 1.40).
 fn header_matches(matcher: &HeaderMatcher, request: &View<'_>) -> bool {
-    let value = header_value(&matcher.name, request);
-    let matched = match (&matcher.condition, value) {
-        (HeaderCondition::Present(present), value) => {
-            let there = value.is_some() || matcher.treat_missing_as_empty;
-            return (there == *present) != matcher.invert;
+    let parts = request.parts;
+    let one = |value: &str| value_matches(matcher, std::iter::once(value.into()));
+    match &matcher.name {
+        HeaderKey::Method => one(parts.method.as_str()),
+        HeaderKey::Path => one(parts.uri.path_and_query().map_or("/", |path| path.as_str())),
+        HeaderKey::Authority => one(request.authority),
+        HeaderKey::Scheme => one(parts.uri.scheme_str().unwrap_or("http")),
+        HeaderKey::Header(name) => {
+            let values = parts.headers.get_all(name).iter();
+            value_matches(
+                matcher,
+                values.map(|value| String::from_utf8_lossy(value.as_bytes())),
+            )
         }
-        // A missing header never matches a value, inverted or not.
-        (_, None) if !matcher.treat_missing_as_empty => return false,
-        (HeaderCondition::Value(text), value) => text.matches(value.as_deref().unwrap_or_default()),
-        (HeaderCondition::Range { start, end }, value) => value
-            .and_then(|value| value.parse::<i64>().ok())
-            .is_some_and(|number| (*start..*end).contains(&number)),
-    };
-    matched != matcher.invert
+    }
 }
 
-/// A header's value; several are joined by a comma.
-fn header_value<'a>(key: &HeaderKey, request: &'a View<'_>) -> Option<Cow<'a, str>> {
-    let parts = request.parts;
-    Some(match key {
-        HeaderKey::Method => Cow::Borrowed(parts.method.as_str()),
-        HeaderKey::Path => {
-            Cow::Borrowed(parts.uri.path_and_query().map_or("/", |path| path.as_str()))
+fn value_matches<'a>(matcher: &HeaderMatcher, values: impl Iterator<Item = Cow<'a, str>>) -> bool {
+    let mut values = values.peekable();
+    let missing = values.peek().is_none();
+    let matched = match &matcher.condition {
+        HeaderCondition::Present(present) => {
+            let there = !missing || matcher.treat_missing_as_empty;
+            there == *present
         }
-        HeaderKey::Authority => Cow::Borrowed(request.authority),
-        HeaderKey::Scheme => Cow::Borrowed(parts.uri.scheme_str().unwrap_or("http")),
-        HeaderKey::Header(name) => {
-            let mut values = parts.headers.get_all(name).iter();
-            let first = String::from_utf8_lossy(values.next()?.as_bytes());
-            let Some(second) = values.next() else {
-                return Some(first);
-            };
-            let mut joined = first.into_owned();
-            for value in std::iter::once(second).chain(values) {
-                joined.push(',');
-                joined.push_str(&String::from_utf8_lossy(value.as_bytes()));
-            }
-            Cow::Owned(joined)
-        }
-    })
+        // A missing header never matches a value, inverted or not.
+        _ if missing && !matcher.treat_missing_as_empty => return false,
+        HeaderCondition::Value(text) if missing => text.matches(""),
+        HeaderCondition::Value(text) => values.any(|value| text.matches(&value)),
+        HeaderCondition::Range { start, end } => values.any(|value| {
+            value
+                .parse()
+                .is_ok_and(|number: i64| (*start..*end).contains(&number))
+        }),
+    };
+    matched != matcher.invert
 }
 
 fn query_matches(matchers: &[QueryMatcher], request: &View<'_>) -> bool {
@@ -122,18 +123,9 @@ fn query_matches(matchers: &[QueryMatcher], request: &View<'_>) -> bool {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             (name == &*matcher.name).then_some(value)
         });
-        match (&matcher.value, value) {
-            (_, None) => false,
-            (None, Some(_)) => true,
-            (Some(wanted), Some(value)) => wanted.matches(value),
+        match &matcher.condition {
+            QueryCondition::Present(wanted) => value.is_some() == *wanted,
+            QueryCondition::Value(wanted) => value.is_some_and(|value| wanted.matches(value)),
         }
     })
-}
-
-/// `application/grpc`, alone or with a subtype or parameters.
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(http::header::CONTENT_TYPE)
-        .and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"))
-        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
