@@ -1,125 +1,16 @@
 //! The whole agent on the real kernel: pods, caught connections, reloads, stop.
 
-use std::fmt::Write as _;
+mod common;
+
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use mesh_testbed::wire::Connection;
 use mesh_testbed::{Connect, Curl, MeshAgent, Pod, Server, Testbed, eventually, needs_root};
 
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// A configuration, piece by piece.
-#[derive(Default)]
-struct Config {
-    mesh: String,
-    workloads: String,
-    listeners: String,
-    clusters: String,
-}
-
-impl Config {
-    fn enrol(mut self, pod: &Pod, extra: &str) -> Self {
-        let (name, netns) = (pod.name(), pod.netns_path());
-        let _ = writeln!(
-            self.workloads,
-            "  - {{name: {name}, netns: {}{extra}}}",
-            netns.display()
-        );
-        self
-    }
-
-    fn mesh(mut self, line: &str) -> Self {
-        let _ = writeln!(self.mesh, "  {line}");
-        self
-    }
-
-    fn tcp(self, name: &str, at: SocketAddr, extra: &str) -> Self {
-        let filter = format!(
-            "{{name: tcp, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.\
-             network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: {name}{extra}}}}}"
-        );
-        self.listener(name, at, "OUTBOUND", &filter)
-    }
-
-    fn http(self, name: &str, at: SocketAddr, direction: &str, routes: &str) -> Self {
-        let filter = format!(
-            "{{name: http, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.\
-             network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: h, \
-             upgrade_configs: [{{upgrade_type: websocket}}], \
-             route_config: {{name: r, virtual_hosts: [{{name: v, domains: [\"*\"], routes: \
-             [{routes}]}}]}}, http_filters: [{{name: envoy.filters.http.router, typed_config: \
-             {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}}}"
-        );
-        self.listener(name, at, direction, &filter)
-    }
-
-    fn listener(mut self, name: &str, at: SocketAddr, direction: &str, filter: &str) -> Self {
-        let _ = writeln!(
-            self.listeners,
-            "    - {{name: {name}, traffic_direction: {direction}, address: {{socket_address: \
-             {{address: \"{}\", port_value: {}}}}}, filter_chains: [{{filters: [{filter}]}}]}}",
-            at.ip(),
-            at.port()
-        );
-        self
-    }
-
-    fn cluster(mut self, name: &str, endpoints: &[SocketAddr]) -> Self {
-        let endpoints: Vec<String> = endpoints
-            .iter()
-            .map(|at| {
-                format!(
-                    "{{endpoint: {{address: {{socket_address: {{address: \"{}\", port_value: {}}}}}}}}}",
-                    at.ip(),
-                    at.port()
-                )
-            })
-            .collect();
-        let _ = writeln!(
-            self.clusters,
-            "    - {{name: {name}, load_assignment: {{cluster_name: {name}, endpoints: \
-             [{{lb_endpoints: [{}]}}]}}}}",
-            endpoints.join(", ")
-        );
-        self
-    }
-
-    fn original_dst(mut self, name: &str) -> Self {
-        let _ = writeln!(
-            self.clusters,
-            "    - {{name: {name}, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED}}"
-        );
-        self
-    }
-
-    fn yaml(&self) -> String {
-        let section = |name: &str, body: &str| {
-            if body.is_empty() {
-                String::new()
-            } else {
-                format!("{name}:\n{body}")
-            }
-        };
-        format!(
-            "{}{}static_resources:\n{}{}",
-            section("mesh", &self.mesh),
-            section("workloads", &self.workloads),
-            section("  listeners", &self.listeners),
-            section("  clusters", &self.clusters)
-        )
-    }
-}
-
-fn greeted_by(one: &Connection) -> Result<String> {
-    Ok(one
-        .banner()
-        .with_context(|| format!("no greeting: {one:?}"))?
-        .name)
-}
+use common::{Config, PATIENCE, greeted_by};
 
 /// A TCP service that the agent must carry (an idle timeout is not the kernel's to keep), in both
 /// families and every way of connecting.

@@ -153,7 +153,22 @@ impl MeshAgent {
         Ok(std::fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
     }
 
-    /// SIGTERM, without waiting.
+    /// Its resident memory in bytes.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn memory(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let kibibytes: u64 = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .and_then(|line| line.trim().strip_suffix(" kB"))
+            .context("/proc/PID/status has no VmRSS")?
+            .parse()?;
+        Ok(kibibytes << 10)
+    }
+
+    /// A signal, without waiting.
     ///
     /// # Errors
     /// It is gone.

@@ -27,6 +27,8 @@ enum Command {
     Connect(helper::connect::Args),
     /// Sends bytes as told, line by line, and says what came back.
     Talk,
+    /// Makes sockets and hands them to whoever started it.
+    Sockets(helper::sockets::Args),
     /// The mesh at work, in a minute: `cargo xtask demo`.
     Demo(demo::Args),
 }
@@ -47,6 +49,7 @@ fn run(command: Command) -> Result<()> {
         Command::EchoTcp(args) => runtime()?.block_on(helper::echo_tcp::serve(args)),
         Command::Connect(args) => helper::connect::run(&args),
         Command::Talk => helper::talk::run(),
+        Command::Sockets(args) => helper::sockets::run(&args),
         Command::Demo(args) => demo::run(args),
     }
 }

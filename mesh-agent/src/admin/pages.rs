@@ -390,7 +390,7 @@ impl State<'_> {
             one(load(&proxy.panics)),
         );
         type Read = fn(&crate::snapshot::cluster::ClusterStats) -> &AtomicU64;
-        let per_cluster: [(&str, &str, Read); 10] = [
+        let per_cluster: [(&str, &str, Read); 12] = [
             ("upstream_cx_total", "counter", |stats| {
                 &stats.upstream_cx_total
             }),
@@ -403,6 +403,11 @@ impl State<'_> {
             ("upstream_cx_connect_timeout", "counter", |stats| {
                 &stats.upstream_cx_connect_timeout
             }),
+            (
+                "upstream_cx_connect_attempts_exceeded",
+                "counter",
+                |stats| &stats.upstream_cx_connect_attempts_exceeded,
+            ),
             ("upstream_cx_overflow", "counter", |stats| {
                 &stats.upstream_cx_overflow
             }),
@@ -414,6 +419,9 @@ impl State<'_> {
             }),
             ("upstream_rq_total", "counter", |stats| {
                 &stats.upstream_rq_total
+            }),
+            ("upstream_rq_active", "gauge", |stats| {
+                &stats.upstream_rq_active
             }),
             ("upstream_rq_timeout", "counter", |stats| {
                 &stats.upstream_rq_timeout

@@ -140,7 +140,9 @@ async fn listened(
 async fn passthrough(context: &Rc<Context>, caught: &Caught, stream: TcpStream) {
     let options = upstream::Options::default();
     match upstream::connect(&caught.pod, caught.destination, &options).await {
-        Ok(upstream) => tcp::copy(context, Prefixed::new(stream), upstream, None).await,
+        Ok(upstream) => {
+            tcp::copy(context, Prefixed::new(stream), upstream, None).await;
+        }
         Err(_) => reset(&stream),
     }
 }

@@ -43,6 +43,11 @@ impl Prefixed {
         &self.stream
     }
 
+    /// What was read already, and the connection.
+    pub(super) fn into_parts(self) -> (Bytes, TcpStream) {
+        (self.prefix, self.stream)
+    }
+
     /// Reads until `enough` says what the bytes are; they stay to be read again. At the end of
     /// the stream `enough` is asked one last time.
     pub(super) async fn look<T>(

@@ -19,6 +19,7 @@ use crate::workload::{Pod, PodId};
 
 use super::http::pool::Pool;
 use super::stats::count;
+use super::tcp::Buffers;
 use super::{ListenerKind, OriginalDst, PodListener, ProxyStats, accept};
 
 /// What the proxy tells its workers.
@@ -41,6 +42,7 @@ pub(super) struct Shared {
 pub(super) struct Context {
     pub(super) shared: Shared,
     pub(super) pool: RefCell<Pool>,
+    pub(super) buffers: Buffers,
     /// Turns true once, when the agent stops.
     pub(super) draining: watch::Receiver<bool>,
 }
@@ -65,6 +67,7 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
     let context = Rc::new(Context {
         shared,
         pool: RefCell::default(),
+        buffers: Buffers::default(),
         draining,
     });
     let mut pods: HashMap<PodId, CancellationToken> = HashMap::new();

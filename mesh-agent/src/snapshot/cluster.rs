@@ -84,6 +84,8 @@ pub struct ClusterStats {
     pub upstream_cx_connect_fail: AtomicU64,
     /// Connects that took too long.
     pub upstream_cx_connect_timeout: AtomicU64,
+    /// Connections given up after the last configured attempt.
+    pub upstream_cx_connect_attempts_exceeded: AtomicU64,
     /// Connections refused by the circuit breaker.
     pub upstream_cx_overflow: AtomicU64,
     /// Bytes received from upstreams.

@@ -4,4 +4,5 @@ pub(crate) mod connect;
 pub(crate) mod echo_http;
 pub(crate) mod echo_tcp;
 mod listen;
+pub(crate) mod sockets;
 pub(crate) mod talk;

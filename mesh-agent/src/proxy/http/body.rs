@@ -9,6 +9,8 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Sleep;
 
+use crate::proxy::lb::InFlight;
+
 use super::pool::Lease;
 
 /// A request's body, which tells how far it has come.
@@ -75,6 +77,8 @@ pub(super) struct Upstream {
     pub(super) body: Incoming,
     /// Ends with the body: gives the connection back to the pool.
     pub(super) lease: Option<Lease>,
+    /// Counts the request.
+    pub(super) _in_flight: Option<InFlight>,
     /// The route's timeout, still running while the body streams.
     pub(super) deadline: Option<Pin<Box<Sleep>>>,
 }

@@ -42,7 +42,10 @@ impl Exchange<'_> {
         let asked = self
             .response_needs_request(weighted)
             .then(|| Asked::of(&parts));
-        let Some(target) = lb::pick(cluster, self.connection.caught.destination) else {
+        let Some(target) = lb::pick(
+            cluster,
+            &lb::Asked::request(self.connection.caught.destination, &parts.headers),
+        ) else {
             count(&cluster.state.stats.upstream_cx_none_healthy);
             let response = local(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream");
             return match &asked {
@@ -164,12 +167,16 @@ impl Exchange<'_> {
             mut response,
             lease,
             downstream,
+            in_flight,
         } = answer;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS
             && let Some(downstream) = downstream
         {
             let upstream = hyper::upgrade::on(&mut response);
-            tokio::task::spawn_local(tunnel(downstream, upstream));
+            tokio::task::spawn_local(async move {
+                tunnel(downstream, upstream).await;
+                drop(in_flight);
+            });
             if let Some(lease) = lease {
                 lease.discard();
             }
@@ -186,6 +193,7 @@ impl Exchange<'_> {
             ProxyBody::Upstream(Box::new(Upstream {
                 body,
                 lease,
+                _in_flight: in_flight,
                 deadline,
             }))
         })

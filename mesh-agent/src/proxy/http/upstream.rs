@@ -1,15 +1,15 @@
 //! A request over a pooled or a new connection.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use http::{Method, Request, Response, Version, request};
 use hyper::body::Incoming;
+use tokio::net::TcpStream;
 
 use crate::config::model::cluster::{Http2Options, UpstreamProtocol};
-use crate::proxy::lb::Target;
+use crate::proxy::lb::{InFlight, Target};
 use crate::proxy::stats::count;
-use crate::proxy::tcp::{self, Open};
+use crate::proxy::tcp::{self, ConnectError, Open};
 use crate::snapshot::ClusterView;
 
 use super::body::RequestBody;
@@ -23,6 +23,8 @@ pub(super) struct Answer {
     pub(super) lease: Option<Lease>,
     /// The client's side of an upgrade.
     pub(super) downstream: Option<hyper::upgrade::OnUpgrade>,
+    /// Counts the request until its response has ended.
+    pub(super) in_flight: Option<InFlight>,
 }
 
 /// Why there is no response.
@@ -46,11 +48,11 @@ impl Exchange<'_> {
         upgrade: bool,
     ) -> Result<Answer, Failure> {
         let stats = &cluster.state.stats;
-        let limit = u64::from(cluster.config.circuit_breakers.default.max_requests);
-        if stats.upstream_rq_active.load(Ordering::Relaxed) >= limit {
+        let limit = cluster.config.circuit_breakers.default.max_requests;
+        let Some(in_flight) = InFlight::within(cluster, target, limit) else {
             count(&stats.upstream_rq_pending_overflow);
             return Err(Failure::Overflow);
-        }
+        };
         count(&stats.upstream_rq_total);
         if let Target::Host(host) = target {
             count(&host.state.rq_total);
@@ -67,16 +69,18 @@ impl Exchange<'_> {
             }
             _ => None,
         };
-        match http2 {
+        let mut answer = match http2 {
             Some(options) => {
                 self.send_http2(cluster, target, key, options, parts, body)
-                    .await
+                    .await?
             }
             None => {
                 self.send_http1(cluster, target, key, parts, body, upgrade)
-                    .await
+                    .await?
             }
-        }
+        };
+        answer.in_flight = Some(in_flight);
+        Ok(answer)
     }
 
     async fn send_http1(
@@ -98,8 +102,7 @@ impl Exchange<'_> {
             let mut lease = match idle {
                 Some(lease) => lease,
                 None => {
-                    let stream = self.connect(cluster, target).await?;
-                    let open = Open::new(cluster, target);
+                    let (stream, open) = self.connect(cluster, target).await?;
                     Lease::new(context, key.clone(), stream, open)
                         .await
                         .map_err(|_| Failure::Reset)?
@@ -113,6 +116,7 @@ impl Exchange<'_> {
                         response,
                         lease: Some(lease),
                         downstream,
+                        in_flight: None,
                     });
                 }
                 Err(mut error) => {
@@ -154,8 +158,7 @@ impl Exchange<'_> {
             let mut sender = match known {
                 Some(sender) => sender,
                 None => {
-                    let stream = self.connect(cluster, target).await?;
-                    let open = Open::new(cluster, target);
+                    let (stream, open) = self.connect(cluster, target).await?;
                     let sender = handshake_http2(stream, options, open)
                         .await
                         .map_err(|_| Failure::Reset)?;
@@ -172,6 +175,7 @@ impl Exchange<'_> {
                         response,
                         lease: None,
                         downstream: None,
+                        in_flight: None,
                     });
                 }
                 Err(mut error) => match error.take_message() {
@@ -187,10 +191,13 @@ impl Exchange<'_> {
         &self,
         cluster: &Arc<ClusterView>,
         target: &Target,
-    ) -> Result<tokio::net::TcpStream, Failure> {
+    ) -> Result<(TcpStream, Open), Failure> {
         tcp::connect(cluster, target, &self.connection.caught).await.map_err(|error| {
             tracing::debug!(cluster = %cluster.config.name, address = %target.address(), %error, "connect failed");
-            Failure::Connect
+            match error {
+                ConnectError::Overflow => Failure::Overflow,
+                ConnectError::Io(_) => Failure::Connect,
+            }
         })
     }
 }

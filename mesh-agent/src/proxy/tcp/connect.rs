@@ -1,0 +1,103 @@
+//! Upstream connections, counted from before they are made until they are gone.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::net::TcpStream;
+
+use crate::proxy::accept::Caught;
+use crate::proxy::lb::Target;
+use crate::proxy::stats::count;
+use crate::proxy::upstream::{self, Options};
+use crate::snapshot::ClusterView;
+use crate::snapshot::cluster::{ClusterState, ClusterStats};
+
+/// Why there is no upstream connection.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::proxy) enum ConnectError {
+    /// The circuit breaker is open.
+    #[error("circuit_breakers.max_connections of the cluster is reached")]
+    Overflow,
+    /// The endpoint does not take it.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Connects to an endpoint and counts how it went. The connection is counted as long as the
+/// returned [`Open`] lives.
+///
+/// # Errors
+/// See [`ConnectError`]. Only an endpoint that did not take it counts as a failure to connect.
+pub(in crate::proxy) async fn connect(
+    cluster: &ClusterView,
+    target: &Target,
+    caught: &Caught,
+) -> Result<(TcpStream, Open), ConnectError> {
+    let stats = &cluster.state.stats;
+    let Some(open) = Open::within_limit(cluster, target) else {
+        count(&stats.upstream_cx_overflow);
+        return Err(ConnectError::Overflow);
+    };
+    count(&stats.upstream_cx_total);
+    if let Target::Host(host) = target {
+        count(&host.state.cx_total);
+    }
+    let options = Options::from(&*cluster.config);
+    match upstream::connect(&caught.pod, target.address(), &options).await {
+        Ok(stream) => Ok((stream, open)),
+        Err(error) => {
+            count(&stats.upstream_cx_connect_fail);
+            if error.kind() == io::ErrorKind::TimedOut {
+                count(&stats.upstream_cx_connect_timeout);
+            }
+            if let Target::Host(host) = target {
+                count(&host.state.cx_connect_fail);
+            }
+            Err(error.into())
+        }
+    }
+}
+
+/// Counts an upstream connection from the moment it is wanted; drop ends it.
+#[derive(Debug)]
+pub(in crate::proxy) struct Open {
+    cluster: Arc<ClusterState>,
+    target: Target,
+}
+
+impl Open {
+    /// Reserves a place under `max_connections`: of many that ask at once no more get one than
+    /// there are.
+    fn within_limit(cluster: &ClusterView, target: &Target) -> Option<Self> {
+        let limit = u64::from(cluster.config.circuit_breakers.default.max_connections);
+        let active = &cluster.state.stats.upstream_cx_active;
+        active
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |active| {
+                (active < limit).then_some(active + 1)
+            })
+            .ok()?;
+        if let Target::Host(host) = target {
+            count(&host.state.cx_active);
+        }
+        Some(Self {
+            cluster: cluster.state.clone(),
+            target: target.clone(),
+        })
+    }
+
+    /// Counters of the cluster.
+    pub(in crate::proxy) fn stats(&self) -> &ClusterStats {
+        &self.cluster.stats
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let active = &self.cluster.stats.upstream_cx_active;
+        active.fetch_sub(1, Ordering::Relaxed);
+        if let Target::Host(host) = &self.target {
+            host.state.cx_active.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Both directions of a connection, and what ends them.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::task::{Context as Task, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+
+use crate::proxy::sniff::Prefixed;
+use crate::proxy::worker::{Context, reset};
+
+use super::buffers::Buffers;
+use super::direction::Direction;
+use super::failed;
+
+/// What went through a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::proxy) struct Copied {
+    /// Bytes from the client to the upstream.
+    pub(super) sent: u64,
+    /// Bytes from the upstream to the client.
+    pub(super) received: u64,
+}
+
+/// Copies both ways until both sides have ended, or nothing moved for `idle`. A side that is
+/// reset resets the other.
+pub(in crate::proxy) async fn copy(
+    context: &Rc<Context>,
+    downstream: Prefixed,
+    upstream: TcpStream,
+    idle: Option<Duration>,
+) -> Copied {
+    let (prefix, downstream) = downstream.into_parts();
+    let mut both = Both {
+        sent: Direction::new(prefix),
+        received: Direction::new(Bytes::new()),
+        moved: Cell::new(false),
+    };
+    let moved = Cell::new(Instant::now());
+    let result = {
+        let copying = poll_fn(|cx| {
+            let result = both.poll(cx, &downstream, &upstream, &context.buffers);
+            if both.moved.take() {
+                moved.set(Instant::now());
+            }
+            result
+        });
+        tokio::select! {
+            biased;
+            result = copying => result,
+            () = until_idle(idle, &moved) => Ok(()),
+            // A direction that waits to write does not read, and would not see a reset.
+            () = failed(&downstream) => Err(io::ErrorKind::ConnectionReset.into()),
+            () = failed(&upstream) => Err(io::ErrorKind::ConnectionReset.into()),
+        }
+    };
+    if result.is_err() {
+        reset(&downstream);
+        reset(&upstream);
+    }
+    Copied {
+        sent: both.sent.bytes(),
+        received: both.received.bytes(),
+    }
+}
+
+struct Both {
+    sent: Direction,
+    received: Direction,
+    /// Bytes moved since it was last looked at.
+    moved: Cell<bool>,
+}
+
+impl Both {
+    fn poll(
+        &mut self,
+        cx: &mut Task<'_>,
+        downstream: &TcpStream,
+        upstream: &TcpStream,
+        buffers: &Buffers,
+    ) -> Poll<io::Result<()>> {
+        let before = self.sent.bytes() + self.received.bytes();
+        let sent = self.sent.poll(cx, downstream, upstream, buffers)?;
+        let received = self.received.poll(cx, upstream, downstream, buffers)?;
+        if self.sent.bytes() + self.received.bytes() != before {
+            self.moved.set(true);
+        }
+        if sent.is_ready() && received.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Pending
+    }
+}
+
+/// Ends after a whole period in which nothing moved.
+async fn until_idle(period: Option<Duration>, moved: &Cell<Instant>) {
+    let Some(period) = period else {
+        return std::future::pending().await;
+    };
+    loop {
+        let deadline = moved.get() + period;
+        if deadline <= Instant::now() {
+            return;
+        }
+        sleep_until(deadline).await;
+    }
+}

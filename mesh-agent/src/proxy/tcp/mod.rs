@@ -1,0 +1,110 @@
+//! TCP proxying: both directions until both have ended, each end forwarded as it comes.
+
+mod buffers;
+mod connect;
+mod copy;
+mod direction;
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use crate::config::model::Name;
+use crate::config::model::listener::TcpProxy;
+use crate::snapshot::View;
+
+use super::accept::Caught;
+use super::lb::{self, InFlight};
+use super::sniff::Prefixed;
+use super::stats::count;
+use super::worker::{Context, reset};
+
+pub(super) use buffers::Buffers;
+pub(super) use connect::{ConnectError, Open, connect};
+pub(super) use copy::copy;
+
+/// Serves a connection through a `tcp_proxy`.
+pub(super) async fn serve(
+    context: &Rc<Context>,
+    caught: &Caught,
+    view: &Arc<View>,
+    proxy: &TcpProxy,
+    stream: Prefixed,
+) {
+    let connected = tokio::select! {
+        connected = connect_upstream(context, caught, view, proxy) => connected,
+        // Nobody waits for it any more.
+        () = failed(stream.get_ref()) => None,
+    };
+    let Some((upstream, open, _in_flight)) = connected else {
+        return reset(stream.get_ref());
+    };
+    let copied = copy(context, stream, upstream, proxy.idle_timeout).await;
+    let stats = open.stats();
+    stats
+        .upstream_cx_tx_bytes_total
+        .fetch_add(copied.sent, Ordering::Relaxed);
+    stats
+        .upstream_cx_rx_bytes_total
+        .fetch_add(copied.received, Ordering::Relaxed);
+}
+
+/// Ends when the connection was reset. A client that only closed its side is still there to be
+/// answered.
+async fn failed(stream: &TcpStream) {
+    // An error of the wait itself is the end of the connection, too.
+    let _ = stream.ready(Interest::ERROR).await;
+}
+
+/// Tries endpoints until one takes the connection, as often as configured.
+async fn connect_upstream(
+    context: &Rc<Context>,
+    caught: &Caught,
+    view: &Arc<View>,
+    proxy: &TcpProxy,
+) -> Option<(TcpStream, Open, Option<InFlight>)> {
+    let name = pick_cluster(proxy);
+    let Some(cluster) = view.clusters.get(name) else {
+        count(&context.shared.stats.no_cluster);
+        return None;
+    };
+    for _ in 0..proxy.max_connect_attempts {
+        let Some(target) = lb::pick(cluster, &lb::Asked::connection(caught.destination)) else {
+            count(&cluster.state.stats.upstream_cx_none_healthy);
+            return None;
+        };
+        // No limit: requests are HTTP's (Envoy: `enforceMaxRequests`).
+        let in_flight = InFlight::within(cluster, &target, u32::MAX);
+        match connect(cluster, &target, caught).await {
+            Ok((stream, open)) => return Some((stream, open, in_flight)),
+            Err(error) => {
+                let address = target.address();
+                tracing::debug!(cluster = %name, %address, %error, "connect failed");
+                if matches!(error, ConnectError::Overflow) {
+                    // Another endpoint of the cluster is not less full (Envoy: no retry).
+                    return None;
+                }
+            }
+        }
+    }
+    count(&cluster.state.stats.upstream_cx_connect_attempts_exceeded);
+    None
+}
+
+fn pick_cluster(proxy: &TcpProxy) -> &Name {
+    let mut left = match proxy.total_weight() {
+        0 | 1 => 0,
+        total => fastrand::u64(..total),
+    };
+    for cluster in &proxy.clusters {
+        let weight = u64::from(cluster.weight);
+        if left < weight {
+            return &cluster.cluster;
+        }
+        left -= weight;
+    }
+    &proxy.clusters[0].cluster
+}
