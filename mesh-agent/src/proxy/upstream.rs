@@ -5,10 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use socket2::{Domain, TcpKeepalive as Keepalive};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 
 use crate::config::model::cluster::{Cluster, TcpKeepalive};
 use crate::workload::Pod;
+
+use super::worker::reset;
 
 /// How an upstream connection is made.
 #[derive(Debug)]
@@ -67,10 +69,39 @@ pub(super) async fn connect(
     if let Some(source) = source {
         socket.bind(&SocketAddr::new(source, 0).into())?;
     }
-    let connecting = TcpSocket::from_std_stream(socket.into()).connect(address);
-    let stream = tokio::time::timeout(options.timeout, connecting)
+    socket.set_tcp_nodelay(true)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        _ => {}
+    }
+    let connecting = Connecting(Some(TcpStream::from_std(socket.into())?));
+    tokio::time::timeout(options.timeout, connecting.stand())
         .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// A connection in the making. Given up, it is reset: it may stand already, and an orderly end
+/// would tell the endpoint that its client had nothing to say.
+struct Connecting(Option<TcpStream>);
+
+impl Connecting {
+    async fn stand(mut self) -> io::Result<TcpStream> {
+        if let Some(stream) = &self.0 {
+            stream.writable().await?;
+            if let Some(error) = stream.take_error()? {
+                return Err(error);
+            }
+        }
+        self.0
+            .take()
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        if let Some(stream) = &self.0 {
+            reset(stream);
+        }
+    }
 }
