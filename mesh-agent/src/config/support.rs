@@ -53,12 +53,12 @@ const UNDERSTOOD: &[Entry] = &[
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "codec_type http_filters route_config rds common_http_protocol_options \
          http_protocol_options http2_protocol_options server_name server_header_transformation \
-         stream_idle_timeout request_timeout request_headers_timeout drain_timeout \
+         stream_idle_timeout request_timeout request_headers_timeout drain_timeout delayed_close_timeout \
          max_request_headers_kb use_remote_address xff_num_trusted_hops skip_xff_append \
          generate_request_id preserve_external_request_id always_set_request_id_in_response \
          upgrade_configs normalize_path merge_slashes strip_matching_host_port \
          strip_any_host_port via",
-        "stat_prefix access_log access_log_options tracing delayed_close_timeout \
+        "stat_prefix access_log access_log_options tracing \
          forward_client_cert_details set_current_client_cert_details proxy_100_continue \
          internal_address_config request_id_extension stream_error_on_invalid_http_message",
     ),

@@ -39,6 +39,11 @@ impl Prefixed {
         }
     }
 
+    /// As [`Self::new`], with bytes that were read already.
+    pub(super) fn with_prefix(stream: TcpStream, prefix: Bytes) -> Self {
+        Self { prefix, stream }
+    }
+
     pub(super) fn get_ref(&self) -> &TcpStream {
         &self.stream
     }

@@ -22,6 +22,10 @@ use super::stats::count;
 use super::tcp::Buffers;
 use super::{ListenerKind, OriginalDst, PodListener, ProxyStats, accept};
 
+/// How often idle connections are looked at: whether the upstream closed them, or they were idle
+/// for too long.
+const SWEEP: Duration = Duration::from_secs(1);
+
 /// What the proxy tells its workers.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -47,6 +51,12 @@ pub(super) struct Context {
     pub(super) draining: watch::Receiver<bool>,
 }
 
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").finish_non_exhaustive()
+    }
+}
+
 /// Runs until the proxy is dropped.
 pub(super) fn run(shared: Shared, commands: mpsc::UnboundedReceiver<Command>) {
     let runtime = match tokio::runtime::Builder::new_current_thread()
@@ -70,12 +80,24 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
         buffers: Buffers::default(),
         draining,
     });
-    let mut pods: HashMap<PodId, CancellationToken> = HashMap::new();
-    while let Some(command) = commands.recv().await {
+    let mut pods: HashMap<PodId, (u64, CancellationToken)> = HashMap::new();
+    let mut sweep = tokio::time::interval(SWEEP);
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let command = tokio::select! {
+            command = commands.recv() => match command {
+                Some(command) => command,
+                None => break,
+            },
+            _ = sweep.tick() => {
+                context.pool.borrow_mut().forget_closed();
+                continue;
+            }
+        };
         match command {
             Command::AddPod(pod, listeners) => {
                 let end = CancellationToken::new();
-                pods.insert(pod.id, end.clone());
+                pods.insert(pod.id, (pod.netns.cookie(), end.clone()));
                 for listener in listeners {
                     match TcpListener::from_std(listener.socket) {
                         Ok(socket) => {
@@ -95,17 +117,17 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
                 }
             }
             Command::RemovePod(id) => {
-                if let Some(end) = pods.remove(&id) {
+                if let Some((netns, end)) = pods.remove(&id) {
                     end.cancel();
+                    context.pool.borrow_mut().forget_pod(netns);
                 }
-                context.pool.borrow_mut().forget_closed();
             }
             Command::Drain => {
                 let _ = drain.send(true);
             }
         }
     }
-    for end in pods.values() {
+    for (_, end) in pods.values() {
         end.cancel();
     }
 }

@@ -82,6 +82,11 @@ pub(super) fn convert(
         Some(Duration::from_secs(5)),
         "drain_timeout",
     );
+    let delayed_close_timeout = time(
+        &message.delayed_close_timeout,
+        Some(Duration::from_secs(1)),
+        "delayed_close_timeout",
+    );
     let idle_timeout = time(
         &common.idle_timeout,
         Some(Duration::from_secs(3600)),
@@ -163,6 +168,7 @@ pub(super) fn convert(
             .then(|| http1.default_host_for_http_10.as_str().into()),
         via: (!message.via.is_empty()).then(|| message.via.as_str().into()),
         drain_timeout: drain_timeout.unwrap_or_default(),
+        delayed_close_timeout,
         http_filters,
     })
 }

@@ -233,6 +233,9 @@ pub struct HttpConnectionManager {
     pub via: Option<Arc<str>>,
     /// How long a draining HTTP/2 connection lives between the two GOAWAYs (default 5 s).
     pub drain_timeout: Duration,
+    /// How long a client may take to close after it was told that its connection ends (default
+    /// 1 s); `None`: the connection is closed at once.
+    pub delayed_close_timeout: Option<Duration>,
     /// Weighted clusters referenced inline, kept for dependency checks.
     pub http_filters: Vec<HttpFilter>,
 }

@@ -4,11 +4,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use http::uri::PathAndQuery;
-use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request,
-};
-use hyper::body::{Body as _, Incoming};
+use http::{HeaderValue, Method, StatusCode, Version, header};
+use hyper::body::Body as _;
 
 use crate::config::model::headers::HeaderMutations;
 use crate::config::model::listener::{HttpConnectionManager, RouteSource, ServerHeader};
@@ -19,10 +16,11 @@ use crate::proxy::stats::{Gauge, ProxyStats, count};
 use crate::snapshot::View;
 
 use super::admit::admit;
-use super::body::{Progress, ProxyBody, RequestBody};
+use super::body::{ProxyBody, RequestBody};
 use super::headers::{Facts, Side};
-use super::reply::{for_grpc, is_grpc, local, with_body};
-use super::{Connection, headers, redirect, router};
+use super::message::{Reply, Request, text};
+use super::reply::{Refusal, for_grpc, is_grpc, local, with_body};
+use super::{Connection, date, headers, redirect, router};
 
 struct Active(Arc<ProxyStats>);
 
@@ -35,38 +33,47 @@ impl AsRef<AtomicU64> for Active {
 /// Answers a request.
 pub(super) async fn handle(
     connection: &Rc<Connection>,
-    request: Request<Incoming>,
-) -> Response<ProxyBody> {
+    request: Request,
+    body: RequestBody,
+) -> Reply {
     let stats = &connection.context.shared.stats;
     count(&stats.downstream_rq_total);
     let _active = Gauge::new(Active(stats.clone()));
-    let version = request.version();
+    let version = request.version;
+    let progress = body.progress();
     let Some((view, hcm)) = connection.current() else {
         return local(StatusCode::SERVICE_UNAVAILABLE, "");
     };
-    let (parts, body) = request.into_parts();
-    let body = RequestBody::new(body);
-    let progress = body.progress();
-    let mut response = respond(connection, &view, &hcm, parts, body).await;
-    let class = usize::from(response.status().as_u16() / 100);
+    let mut reply = respond(connection, &view, &hcm, request, body).await;
+    if progress.broken() && matches!(reply.body, ProxyBody::Own(_)) {
+        // The client's own fault, not the upstream's.
+        reply = Refusal::MALFORMED.reply();
+    }
+    let class = usize::from(reply.status.as_u16() / 100);
     if let Some(counter) = stats.downstream_rq_xx.get(class) {
         count(counter);
     }
-    complete(&mut response, connection, &hcm, version, &progress);
-    response
+    complete(&mut reply, &hcm);
+    if version < Version::HTTP_2 && connection.ends_after(&hcm, &progress) {
+        let close = HeaderValue::from_static("close");
+        reply.headers.insert(header::CONNECTION, close);
+    }
+    reply
+}
+
+/// The answer to what is no request.
+pub(super) fn refused(connection: &Connection, refusal: Refusal) -> Reply {
+    let stats = &connection.context.shared.stats;
+    count(&stats.downstream_rq_total);
+    count(&stats.downstream_rq_xx[4]);
+    let mut reply = refusal.reply();
+    complete(&mut reply, connection.first());
+    reply
 }
 
 /// Headers every response gets.
-fn complete(
-    response: &mut Response<ProxyBody>,
-    connection: &Connection,
-    hcm: &HttpConnectionManager,
-    version: Version,
-    progress: &Progress,
-) {
-    // Only a response without a body leaves its length to be guessed.
-    let own_and_empty = matches!(response.body(), ProxyBody::Own(None));
-    let headers = response.headers_mut();
+fn complete(reply: &mut Reply, hcm: &HttpConnectionManager) {
+    let headers = &mut reply.headers;
     let keep = match hcm.server_header {
         ServerHeader::Overwrite => false,
         ServerHeader::AppendIfAbsent => headers.contains_key(header::SERVER),
@@ -75,15 +82,8 @@ fn complete(
     if !keep && let Ok(name) = HeaderValue::from_str(&hcm.server_name) {
         headers.insert(header::SERVER, name);
     }
-    if version >= Version::HTTP_2 {
-        return;
-    }
-    if own_and_empty && !headers.contains_key(header::CONTENT_LENGTH) {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-    }
-    // What is left of the request would have to be read before the next one.
-    if connection.draining() || !progress.ended() {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    if !headers.contains_key(header::DATE) {
+        headers.insert(header::DATE, date::now());
     }
 }
 
@@ -95,7 +95,6 @@ pub(super) struct Exchange<'a> {
     pub(super) routes: &'a RouteConfiguration,
     pub(super) host: &'a VirtualHost,
     pub(super) route: &'a Route,
-    pub(super) authority: HeaderValue,
     pub(super) random: u64,
 }
 
@@ -103,29 +102,25 @@ async fn respond(
     connection: &Rc<Connection>,
     view: &Arc<View>,
     hcm: &HttpConnectionManager,
-    mut parts: request::Parts,
+    mut request: Request,
     body: RequestBody,
-) -> Response<ProxyBody> {
-    let authority = match admit(&mut parts, hcm, connection) {
-        Ok(authority) => authority,
-        Err(refusal) => return refusal.reply(),
-    };
-    let grpc = is_grpc(&parts.headers);
-    let mut response = routed(connection, view, hcm, authority, parts, body).await;
-    if grpc && matches!(response.body(), ProxyBody::Own(_)) {
-        for_grpc(&mut response);
+) -> Reply {
+    admit(&mut request, hcm, connection);
+    let grpc = is_grpc(&request.headers);
+    let mut reply = routed(connection, view, hcm, request, body).await;
+    if grpc && matches!(reply.body, ProxyBody::Own(_)) {
+        for_grpc(&mut reply);
     }
-    response
+    reply
 }
 
 async fn routed(
     connection: &Rc<Connection>,
     view: &Arc<View>,
     hcm: &HttpConnectionManager,
-    authority: HeaderValue,
-    parts: request::Parts,
+    request: Request,
     body: RequestBody,
-) -> Response<ProxyBody> {
+) -> Reply {
     let stats = &connection.context.shared.stats;
     let routes = match &hcm.routes {
         RouteSource::Inline(routes) => Some(routes),
@@ -133,14 +128,11 @@ async fn routed(
     };
     let random = fastrand::u64(..);
     // `*` names the server itself, which no route stands for.
-    let routes = routes.filter(|_| parts.uri.path() != "*");
+    let routes = routes.filter(|_| request.path.path() != "*");
     let matched = routes.and_then(|routes| {
-        let request = router::View {
-            parts: &parts,
-            authority: text(&authority),
-            random,
-        };
-        Some((routes, router::route(routes, &request)?))
+        let request = &request;
+        let view = router::View { request, random };
+        Some((routes, router::route(routes, &view)?))
     });
     let Some((routes, (host, route))) = matched else {
         count(&stats.no_route);
@@ -153,60 +145,26 @@ async fn routed(
         routes,
         host,
         route,
-        authority,
         random,
     };
     match &route.action {
-        RouteAction::Forward(forward) => exchange.forward(forward, parts, body).await,
+        RouteAction::Forward(forward) => exchange.forward(forward, request, body).await,
         RouteAction::Redirect(redirect) => {
-            let authority = text(&exchange.authority);
-            let response = redirect::response(redirect, &route.matcher.path, authority, &parts);
-            exchange.finish(response, &Asked::of(&parts), None, "", None)
+            let reply = redirect::reply(redirect, &route.matcher.path, &request);
+            exchange.finish(reply, &request, None, "", None)
         }
         RouteAction::DirectResponse(direct) => {
-            let response = with_body(direct.status, direct.body.clone());
-            exchange.finish(response, &Asked::of(&parts), None, "", None)
+            let reply = with_body(direct.status, direct.body.clone());
+            exchange.finish(reply, &request, None, "", None)
         }
     }
-}
-
-/// What the response's headers may be made of, as the client asked it.
-pub(super) struct Asked {
-    method: Method,
-    path: PathAndQuery,
-    version: Version,
-    headers: HeaderMap,
-}
-
-impl Asked {
-    pub(super) fn of(parts: &request::Parts) -> Self {
-        Self {
-            method: parts.method.clone(),
-            path: path(parts).clone(),
-            version: parts.version,
-            headers: parts.headers.clone(),
-        }
-    }
-}
-
-static ROOT: std::sync::LazyLock<PathAndQuery> =
-    std::sync::LazyLock::new(|| PathAndQuery::from_static("/"));
-
-/// Path and query; CONNECT has none.
-pub(super) fn path(parts: &request::Parts) -> &PathAndQuery {
-    parts.uri.path_and_query().unwrap_or(&ROOT)
-}
-
-/// A header's text; one that is not ASCII is as if it were empty.
-pub(super) fn text(value: &HeaderValue) -> &str {
-    value.to_str().unwrap_or_default()
 }
 
 impl Exchange<'_> {
     /// Request mutations, at every level.
     pub(super) fn mutate_request(
         &self,
-        parts: &mut request::Parts,
+        request: &mut Request,
         weighted: Option<&WeightedCluster>,
         cluster: &str,
     ) {
@@ -219,32 +177,23 @@ impl Exchange<'_> {
         let Some(levels) = levels else {
             return;
         };
-        let path = path(parts).clone();
-        let facts = Facts {
-            peer: self.connection.caught.peer,
-            local: self.connection.caught.destination,
-            method: &parts.method,
-            path: path.as_str(),
-            authority: text(&self.authority),
-            version: parts.version,
-            route: &self.route.name,
-            cluster,
-            upstream: None,
-        };
+        let mut headers = std::mem::take(&mut request.headers);
+        let facts = self.facts(request, cluster, None);
         for level in levels.into_iter().flatten() {
-            headers::mutate(&mut parts.headers, level, &facts, Side::Request);
+            headers::mutate(&mut headers, level, &facts, Side::Request);
         }
+        request.headers = headers;
     }
 
-    /// Response mutations, at every level.
+    /// Response mutations, at every level. `asked` is the request as the client sent it.
     pub(super) fn finish(
         &self,
-        mut response: Response<ProxyBody>,
-        asked: &Asked,
+        mut reply: Reply,
+        asked: &Request,
         weighted: Option<&WeightedCluster>,
         cluster: &str,
         upstream: Option<std::net::SocketAddr>,
-    ) -> Response<ProxyBody> {
+    ) -> Reply {
         let levels = self.levels(
             weighted.map(|weighted| &weighted.response_headers),
             &self.route.response_headers,
@@ -252,33 +201,40 @@ impl Exchange<'_> {
             &self.routes.response_headers,
         );
         if let Some(levels) = levels {
-            let facts = Facts {
-                peer: self.connection.caught.peer,
-                local: self.connection.caught.destination,
-                method: &asked.method,
-                path: asked.path.as_str(),
-                authority: text(&self.authority),
-                version: asked.version,
-                route: &self.route.name,
-                cluster,
-                upstream,
-            };
+            let facts = self.facts(asked, cluster, upstream);
             let side = Side::Response {
                 request: &asked.headers,
-                status: response.status(),
+                status: reply.status,
             };
             for level in levels.into_iter().flatten() {
-                headers::mutate(response.headers_mut(), level, &facts, side);
+                headers::mutate(&mut reply.headers, level, &facts, side);
             }
         }
         if self.hcm.always_set_request_id_in_response
             && let Some(id) = asked.headers.get(headers::REQUEST_ID)
         {
-            response
-                .headers_mut()
-                .insert(headers::REQUEST_ID, id.clone());
+            reply.headers.insert(headers::REQUEST_ID, id.clone());
         }
-        response
+        reply
+    }
+
+    fn facts<'a>(
+        &'a self,
+        request: &'a Request,
+        cluster: &'a str,
+        upstream: Option<std::net::SocketAddr>,
+    ) -> Facts<'a> {
+        Facts {
+            peer: self.connection.caught.peer,
+            local: self.connection.caught.destination,
+            method: &request.method,
+            path: request.path.as_str(),
+            authority: text(&request.authority),
+            version: request.version,
+            route: &self.route.name,
+            cluster,
+            upstream,
+        }
     }
 
     /// Whether [`Self::finish`] will look at the request.
@@ -312,11 +268,11 @@ impl Exchange<'_> {
 
 /// Whether a request without a body says so by `content-length: 0`
 /// (Envoy: `HeaderUtility::requestShouldHaveNoBody`).
-pub(super) fn announces_empty_body(parts: &request::Parts, body: &RequestBody) -> bool {
+pub(super) fn announces_empty_body(request: &Request, body: &RequestBody) -> bool {
     body.is_end_stream()
-        && !parts.headers.contains_key(header::CONTENT_LENGTH)
+        && !request.headers.contains_key(header::CONTENT_LENGTH)
         && !matches!(
-            parts.method,
+            request.method,
             Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT
         )
 }

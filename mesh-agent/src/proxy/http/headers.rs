@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
+use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Version, request};
 use smallvec::SmallVec;
 
 use crate::config::model::headers::{AppendAction, FormatPart, HeaderMutations, HeaderTemplate};
@@ -245,15 +245,6 @@ pub(super) fn request_id() -> HeaderValue {
         &hex[20..]
     );
     HeaderValue::try_from(text).expect("hexadecimal digits are a header value")
-}
-
-/// The authority of a request: of its URI, or its host header. Empty without one.
-pub(super) fn authority(parts: &request::Parts) -> HeaderValue {
-    match parts.uri.authority() {
-        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
-        None => parts.headers.get(header::HOST).cloned(),
-    }
-    .unwrap_or_else(|| HeaderValue::from_static(""))
 }
 
 /// Makes one value of several.

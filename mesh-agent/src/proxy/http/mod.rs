@@ -1,10 +1,15 @@
 //! HTTP: a downstream connection served by hyper, each request routed on the newest snapshot.
 
 mod admit;
+mod alarm;
 mod body;
+mod date;
 mod exchange;
 mod forward;
+mod h1;
 mod headers;
+mod http2;
+mod message;
 pub(super) mod pool;
 mod redirect;
 mod reply;
@@ -12,14 +17,10 @@ mod rewrite;
 mod router;
 mod upstream;
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
-
-use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use std::time::{Duration, Instant};
 
 use crate::config::model::Name;
 use crate::config::model::listener::{Codec, HttpConnectionManager, Terminal};
@@ -27,8 +28,8 @@ use crate::snapshot::View;
 
 use super::accept::Caught;
 use super::sniff::{PREFACE, Prefixed};
-use super::stats::count;
 use super::worker::Context;
+use body::Progress;
 
 /// Which filter chain a connection was given to.
 #[derive(Debug, Clone)]
@@ -44,6 +45,10 @@ pub(super) struct Connection {
     /// As it was when the connection was accepted.
     first: Arc<HttpConnectionManager>,
     place: Place,
+    /// Requests served.
+    served: Cell<u32>,
+    /// When it must end at the latest.
+    ends: Option<Instant>,
 }
 
 impl Connection {
@@ -78,8 +83,30 @@ impl Connection {
         Some((view, hcm))
     }
 
-    fn draining(&self) -> bool {
-        *self.context.draining.borrow()
+    /// The connection manager that accepted it.
+    fn first(&self) -> &HttpConnectionManager {
+        &self.first
+    }
+
+    /// Counts a response and says whether the connection ends after it: because the agent
+    /// drains, because it has served enough, or because what is left of the request would have
+    /// to be read before the next one.
+    fn ends_after(&self, hcm: &HttpConnectionManager, progress: &Progress) -> bool {
+        let served = self.served.get() + 1;
+        self.served.set(served);
+        !progress.ended()
+            || *self.context.draining.borrow()
+            || hcm
+                .max_requests_per_connection
+                .is_some_and(|max| served >= max)
+            || self.ends.is_some_and(|ends| Instant::now() >= ends)
+    }
+
+    /// Ends when the agent drains.
+    async fn drained(&self) {
+        // The sender lives as long as the worker.
+        let mut draining = self.context.draining.clone();
+        let _ = draining.wait_for(|draining| *draining).await;
     }
 }
 
@@ -113,62 +140,21 @@ pub(super) async fn serve(
             None => return,
         },
     };
-    let mut draining = context.draining.clone();
-    let stats = context.shared.stats.clone();
+    let ends = hcm
+        .max_connection_duration
+        .map(|most| Instant::now() + most);
     let connection = Rc::new(Connection {
         context,
         caught,
         first: hcm.clone(),
         place,
+        served: Cell::new(0),
+        ends,
     });
-    let service = service_fn(move |request: http::Request<Incoming>| {
-        let connection = connection.clone();
-        async move { Ok::<_, std::convert::Infallible>(exchange::handle(&connection, request).await) }
-    });
-    let drained = async move {
-        // The sender lives as long as the worker.
-        let _ = draining.wait_for(|draining| *draining).await;
-    };
-    let io = TokioIo::new(stream);
-    let result = if http2 {
-        let mut builder = http2::Builder::new(LocalExecutor);
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(hcm.max_concurrent_streams)
-            .max_header_list_size(hcm.max_request_headers_kib << 10)
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(4 << 20)
-            .enable_connect_protocol();
-        let mut serving = std::pin::pin!(builder.serve_connection(io, service));
-        tokio::select! {
-            result = serving.as_mut() => result,
-            () = drained => {
-                serving.as_mut().graceful_shutdown();
-                serving.await
-            }
-        }
+    if http2 {
+        http2::serve(&connection, stream, &hcm).await;
     } else {
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            .half_close(true)
-            .max_headers(hcm.max_headers_count as usize)
-            .max_buf_size(((hcm.max_request_headers_kib as usize) << 10).max(8192))
-            .header_read_timeout(hcm.request_headers_timeout.or(hcm.idle_timeout))
-            .pipeline_flush(true);
-        let mut serving = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
-        tokio::select! {
-            result = serving.as_mut() => result,
-            () = drained => {
-                serving.as_mut().graceful_shutdown();
-                serving.await
-            }
-        }
-    };
-    if let Err(error) = result
-        && (error.is_parse() || error.is_user())
-    {
-        count(&stats.downstream_cx_protocol_error);
+        h1::server::serve(&connection, stream, &hcm).await;
     }
 }
 

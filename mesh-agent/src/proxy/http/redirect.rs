@@ -1,39 +1,25 @@
 //! Redirects.
 
-use http::uri::PathAndQuery;
-use http::{HeaderValue, Response, header, request};
+use http::{HeaderValue, header};
 
 use crate::config::model::route::{PathMatcher, Redirect, RedirectPath, without_port};
 
-use super::body::ProxyBody;
+use super::message::{Reply, Request, text};
 use super::reply::local;
 use super::rewrite;
 
 /// The answer that sends the client elsewhere.
-pub(super) fn response(
-    redirect: &Redirect,
-    matcher: &PathMatcher,
-    authority: &str,
-    parts: &request::Parts,
-) -> Response<ProxyBody> {
-    let mut response = local(redirect.status, "");
-    if let Ok(location) = HeaderValue::try_from(location(redirect, matcher, authority, parts)) {
-        response.headers_mut().insert(header::LOCATION, location);
+pub(super) fn reply(redirect: &Redirect, matcher: &PathMatcher, request: &Request) -> Reply {
+    let mut reply = local(redirect.status, "");
+    if let Ok(location) = HeaderValue::try_from(location(redirect, matcher, request)) {
+        reply.headers.insert(header::LOCATION, location);
     }
-    response
+    reply
 }
 
-fn location(
-    redirect: &Redirect,
-    matcher: &PathMatcher,
-    authority: &str,
-    parts: &request::Parts,
-) -> String {
-    let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    let (bare, query) = match path.split_once('?') {
-        Some((bare, query)) => (bare, Some(query)),
-        None => (path, None),
-    };
+fn location(redirect: &Redirect, matcher: &PathMatcher, request: &Request) -> String {
+    let authority = text(&request.authority);
+    let (bare, query) = (request.path.path(), request.path.query());
     let new = match &redirect.path {
         RedirectPath::Keep => bare.to_owned(),
         RedirectPath::Replace(new) => new.to_string(),
@@ -42,9 +28,7 @@ fn location(
         }
         RedirectPath::Regex(regex) => rewrite::regex(bare, regex),
     };
-    // Plain text: what TLS wraps is told by the transport, which there is none of yet.
-    let old_scheme = "http";
-    let scheme = redirect.scheme.as_deref().unwrap_or(old_scheme);
+    let scheme = redirect.scheme.as_deref().unwrap_or(request.scheme);
     let host = match (&redirect.host, redirect.port) {
         (Some(host), Some(port)) => format!("{host}:{port}"),
         (Some(host), None) => host.to_string(),

@@ -3,30 +3,60 @@
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::body::ProxyBody;
+use super::message::Reply;
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
+/// Why a request is not taken; the connection ends with the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    text: &'static str,
+}
+
+impl Refusal {
+    /// The request breaks the protocol.
+    pub(super) const MALFORMED: Self = Self::codec(StatusCode::BAD_REQUEST, "Bad Request");
+
+    /// What Envoy's codec answers, with a text.
+    pub(super) const fn codec(status: StatusCode, text: &'static str) -> Self {
+        Self { status, text }
+    }
+
+    /// What Envoy's connection manager answers, without one.
+    pub(super) const fn request(status: StatusCode) -> Self {
+        Self { status, text: "" }
+    }
+
+    /// The answer.
+    pub(super) fn reply(self) -> Reply {
+        local(self.status, self.text)
+    }
+}
+
 /// A local reply. An empty text has no content type, as Envoy's.
-pub(super) fn local(status: StatusCode, text: &'static str) -> Response<ProxyBody> {
+pub(super) fn local(status: StatusCode, text: &'static str) -> Reply {
     with_body(status, Bytes::from_static(text.as_bytes()))
 }
 
 /// As [`local`], with any body.
-pub(super) fn with_body(status: StatusCode, body: Bytes) -> Response<ProxyBody> {
-    let length = body.len();
-    let mut response = Response::new(ProxyBody::Own((length > 0).then_some(body)));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    if length > 0 {
+pub(super) fn with_body(status: StatusCode, body: Bytes) -> Reply {
+    let mut headers = HeaderMap::with_capacity(8);
+    if !body.is_empty() {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
-    response
+    Reply {
+        status,
+        headers,
+        body: ProxyBody::Own((!body.is_empty()).then_some(body)),
+        tunnel: None,
+    }
 }
 
 /// Whether a message is gRPC's (Envoy: `Grpc::Common::hasGrpcContentType`).
@@ -39,14 +69,13 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// A gRPC client reads trailers, not statuses: the reply becomes one of 200 whose headers say
 /// what happened (Envoy: `Utility::prepareLocalReply`).
-pub(super) fn for_grpc(response: &mut Response<ProxyBody>) {
-    let status = response.status();
-    let message = match response.body_mut() {
-        ProxyBody::Own(body) => body.take(),
-        ProxyBody::Upstream(_) => return,
+pub(super) fn for_grpc(reply: &mut Reply) {
+    let ProxyBody::Own(body) = &mut reply.body else {
+        return;
     };
-    *response.status_mut() = StatusCode::OK;
-    let headers = response.headers_mut();
+    let message = body.take();
+    let status = std::mem::replace(&mut reply.status, StatusCode::OK);
+    let headers = &mut reply.headers;
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONTENT_TYPE, GRPC);
     headers.insert(GRPC_STATUS, HeaderValue::from(grpc_status(status)));

@@ -1,7 +1,7 @@
 //! What a route makes of a request's path and host.
 
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Method, Uri, header, request};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
 
 use crate::config::model::route::{
     Forward, HostRewrite, PathMatcher, RegexRewrite, WeightedCluster,
@@ -9,6 +9,7 @@ use crate::config::model::route::{
 use crate::proxy::lb::Target;
 
 use super::headers;
+use super::message::{Path, Request};
 
 /// The path a route sends the request to, when it rewrites it.
 pub(super) fn path(path: &str, matcher: &PathMatcher, forward: &Forward) -> Option<String> {
@@ -88,63 +89,33 @@ pub(super) fn host(
     }
 }
 
-/// Puts authority and path into the request. `original` names the authority if it was rewritten.
+/// The route's rewrite makes a path that no request can have.
+#[derive(Debug)]
+pub(super) struct Unwritable;
+
+/// Puts the new authority and path into the request and tells the upstream of the old ones.
 pub(super) fn apply(
-    parts: &mut request::Parts,
-    authority: &HeaderValue,
-    new_path: Option<&str>,
-    original: Option<&HeaderValue>,
+    request: &mut Request,
+    authority: Option<HeaderValue>,
+    path: Option<String>,
     forward: &Forward,
-) {
-    if let Some(original) = original {
+) -> Result<(), Unwritable> {
+    if let Some(authority) = authority {
+        let original = std::mem::replace(&mut request.authority, authority);
+        let headers = &mut request.headers;
         if forward.append_x_forwarded_host && !original.is_empty() {
-            headers::append_joined(&mut parts.headers, headers::FORWARDED_HOST, original);
+            headers::append_joined(headers, headers::FORWARDED_HOST, &original);
         }
-        parts
-            .headers
-            .insert(headers::ORIGINAL_HOST, original.clone());
+        headers.insert(headers::ORIGINAL_HOST, original);
     }
-    if let Some(new) = new_path {
-        let old = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-        if let Ok(old) = HeaderValue::from_str(old) {
-            parts.headers.insert(headers::ORIGINAL_PATH, old);
-        }
-        if let Ok(new) = PathAndQuery::try_from(new) {
-            let mut uri = std::mem::take(&mut parts.uri).into_parts();
-            uri.path_and_query = Some(new);
-            if let Ok(uri) = Uri::from_parts(uri) {
-                parts.uri = uri;
-            }
+    if let Some(path) = path {
+        let new = Path::new(Bytes::from(path)).ok_or(Unwritable)?;
+        let original = std::mem::replace(&mut request.path, new);
+        if let Some(original) = original.to_value() {
+            request.headers.insert(headers::ORIGINAL_PATH, original);
         }
     }
-    parts.headers.insert(header::HOST, authority.clone());
-}
-
-/// The form in which HTTP/1 names its target: a path. CONNECT has none.
-pub(super) fn origin_form(parts: &mut request::Parts) {
-    if parts.method == Method::CONNECT || parts.uri.scheme().is_none() {
-        return;
-    }
-    let path = parts.uri.path_and_query().cloned();
-    parts.uri = path.map_or_else(Uri::default, Uri::from);
-}
-
-/// The form in which HTTP/2 names its target: scheme, authority and path. The host header goes.
-pub(super) fn absolute_form(parts: &mut request::Parts) {
-    let Some(host) = parts.headers.remove(header::HOST) else {
-        return;
-    };
-    let mut uri = std::mem::take(&mut parts.uri).into_parts();
-    uri.authority = Authority::try_from(host.as_bytes()).ok();
-    if parts.method != Method::CONNECT && uri.authority.is_some() {
-        uri.scheme = Some(Scheme::HTTP);
-        if uri.path_and_query.is_none() {
-            uri.path_and_query = Some(PathAndQuery::from_static("/"));
-        }
-    }
-    if let Ok(uri) = Uri::from_parts(uri) {
-        parts.uri = uri;
-    }
+    Ok(())
 }
 
 #[cfg(test)]

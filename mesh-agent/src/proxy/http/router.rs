@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::Method;
-use http::request::Parts;
 
+use super::message::{Request, text};
 use super::reply::is_grpc;
 use crate::config::model::matcher::{
     HeaderCondition, HeaderKey, HeaderMatcher, QueryCondition, QueryMatcher,
@@ -16,8 +16,7 @@ use crate::config::model::route::{
 
 /// A request as the matchers see it.
 pub(super) struct View<'a> {
-    pub(super) parts: &'a Parts,
-    pub(super) authority: &'a str,
+    pub(super) request: &'a Request,
     pub(super) random: u64,
 }
 
@@ -26,7 +25,7 @@ pub(super) type Matched<'a> = (&'a Arc<VirtualHost>, &'a Arc<Route>);
 
 /// The first matching route of the virtual host for the request's authority.
 pub(super) fn route<'a>(routes: &'a RouteConfiguration, request: &View<'_>) -> Option<Matched<'a>> {
-    let host = routes.virtual_host(request.authority)?;
+    let host = routes.virtual_host(text(&request.request.authority))?;
     let route = host
         .routes
         .iter()
@@ -41,14 +40,14 @@ fn matches(matcher: &RouteMatch, request: &View<'_>) -> bool {
             .iter()
             .all(|header| header_matches(header, request))
         && (matcher.query.is_empty() || query_matches(&matcher.query, request))
-        && (!matcher.grpc || is_grpc(&request.parts.headers))
+        && (!matcher.grpc || is_grpc(&request.request.headers))
         && matcher
             .fraction
             .is_none_or(|fraction| fraction.holds(request.random))
 }
 
 fn path_matches(matcher: &RouteMatch, request: &View<'_>) -> bool {
-    let path = request.parts.uri.path();
+    let path = request.request.path.path();
     let equal = |a: &str, b: &str| {
         if matcher.case_sensitive {
             a == b
@@ -61,7 +60,7 @@ fn path_matches(matcher: &RouteMatch, request: &View<'_>) -> bool {
             .is_some_and(|start| equal(start, prefix))
     };
     // Only a connect_matcher takes CONNECT: its request has no path.
-    if request.parts.method == Method::CONNECT {
+    if request.request.method == Method::CONNECT {
         return matches!(matcher.path, PathMatcher::Connect);
     }
     match &matcher.path {
@@ -78,15 +77,15 @@ fn path_matches(matcher: &RouteMatch, request: &View<'_>) -> bool {
 /// A header that came several times matches if one of its values does; inversion comes last
 /// (Envoy 1.40).
 fn header_matches(matcher: &HeaderMatcher, request: &View<'_>) -> bool {
-    let parts = request.parts;
+    let request = request.request;
     let one = |value: &str| value_matches(matcher, std::iter::once(value.into()));
     match &matcher.name {
-        HeaderKey::Method => one(parts.method.as_str()),
-        HeaderKey::Path => one(parts.uri.path_and_query().map_or("/", |path| path.as_str())),
-        HeaderKey::Authority => one(request.authority),
-        HeaderKey::Scheme => one(parts.uri.scheme_str().unwrap_or("http")),
+        HeaderKey::Method => one(request.method.as_str()),
+        HeaderKey::Path => one(request.path.as_str()),
+        HeaderKey::Authority => one(text(&request.authority)),
+        HeaderKey::Scheme => one(request.scheme),
         HeaderKey::Header(name) => {
-            let values = parts.headers.get_all(name).iter();
+            let values = request.headers.get_all(name).iter();
             value_matches(
                 matcher,
                 values.map(|value| String::from_utf8_lossy(value.as_bytes())),
@@ -117,7 +116,7 @@ fn value_matches<'a>(matcher: &HeaderMatcher, values: impl Iterator<Item = Cow<'
 }
 
 fn query_matches(matchers: &[QueryMatcher], request: &View<'_>) -> bool {
-    let query = request.parts.uri.query().unwrap_or_default();
+    let query = request.request.path.query().unwrap_or_default();
     matchers.iter().all(|matcher| {
         let value = query.split('&').find_map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

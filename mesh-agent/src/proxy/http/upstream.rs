@@ -1,10 +1,9 @@
 //! A request over a pooled or a new connection.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{Method, Request, Response, Version, request};
-use hyper::body::Incoming;
-use tokio::net::TcpStream;
+use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 
 use crate::config::model::cluster::{Http2Options, UpstreamProtocol};
 use crate::proxy::lb::{InFlight, Target};
@@ -12,157 +11,196 @@ use crate::proxy::stats::count;
 use crate::proxy::tcp::{self, ConnectError, Open};
 use crate::snapshot::ClusterView;
 
-use super::body::RequestBody;
+use super::body::{RequestBody, UpstreamStream};
 use super::exchange::Exchange;
-use super::pool::{Key, Lease, handshake_http2};
-use super::rewrite;
+use super::h1::client::{Connection, Home, Unanswered, exchange};
+use super::message::Request;
+use super::pool::{Key, handshake_http2};
 
-/// An upstream's response, and what ends with it.
+/// An upstream's response.
 pub(super) struct Answer {
-    pub(super) response: Response<Incoming>,
-    pub(super) lease: Option<Lease>,
-    /// The client's side of an upgrade.
-    pub(super) downstream: Option<hyper::upgrade::OnUpgrade>,
-    /// Counts the request until its response has ended.
-    pub(super) in_flight: Option<InFlight>,
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: UpstreamStream,
 }
 
 /// Why there is no response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failure {
     /// No connection could be made.
     Connect,
     /// The connection ended before the response's headers.
     Reset,
+    /// What came back is no response.
+    Protocol,
     /// A circuit breaker is open.
     Overflow,
+    /// The client broke off.
+    Client,
+}
+
+/// A request in flight, counted until its response's last byte.
+#[derive(Debug, Clone)]
+pub(super) struct Serving(Rc<Flight>);
+
+#[derive(Debug)]
+struct Flight {
+    cluster: Arc<ClusterView>,
+    target: Target,
+    _in_flight: InFlight,
+}
+
+impl Serving {
+    /// Counts it; `None`: `max_requests` are in flight already.
+    pub(super) fn begin(cluster: &Arc<ClusterView>, target: &Target) -> Option<Self> {
+        let stats = &cluster.state.stats;
+        let limit = cluster.config.circuit_breakers.default.max_requests;
+        let Some(in_flight) = InFlight::within(cluster, target, limit) else {
+            count(&stats.upstream_rq_pending_overflow);
+            return None;
+        };
+        count(&stats.upstream_rq_total);
+        if let Target::Host(host) = target {
+            count(&host.state.rq_total);
+        }
+        Some(Self(Rc::new(Flight {
+            cluster: cluster.clone(),
+            target: target.clone(),
+            _in_flight: in_flight,
+        })))
+    }
+
+    /// The response has begun.
+    pub(super) fn responded(&self, status: StatusCode) {
+        let class = usize::from(status.as_u16() / 100);
+        if let Some(counter) = self.0.cluster.state.stats.upstream_rq_xx.get(class) {
+            count(counter);
+        }
+        if let Target::Host(host) = &self.0.target {
+            if status.is_server_error() {
+                count(&host.state.rq_error);
+            } else {
+                count(&host.state.rq_success);
+            }
+        }
+    }
+
+    /// There was no response.
+    pub(super) fn failed(&self) {
+        tracing::debug!(
+            cluster = %self.0.cluster.config.name,
+            address = %self.0.target.address(),
+            "no response"
+        );
+    }
+
+    /// The route's timeout ended it.
+    pub(super) fn timed_out(&self) {
+        count(&self.0.cluster.state.stats.upstream_rq_timeout);
+    }
 }
 
 impl Exchange<'_> {
     /// Sends the request and waits for the response's headers.
     pub(super) async fn send(
         &self,
-        cluster: &Arc<ClusterView>,
-        target: &Target,
-        parts: request::Parts,
+        serving: &Serving,
+        request: Request,
         body: RequestBody,
-        upgrade: bool,
     ) -> Result<Answer, Failure> {
-        let stats = &cluster.state.stats;
-        let limit = cluster.config.circuit_breakers.default.max_requests;
-        let Some(in_flight) = InFlight::within(cluster, target, limit) else {
-            count(&stats.upstream_rq_pending_overflow);
-            return Err(Failure::Overflow);
-        };
-        count(&stats.upstream_rq_total);
-        if let Target::Host(host) = target {
-            count(&host.state.rq_total);
-        }
-        let key = Key {
-            cluster: cluster.config.name.clone(),
-            address: target.address(),
-            netns: self.connection.caught.pod.netns.cookie(),
-        };
+        let cluster = &serving.0.cluster;
         let http2 = match &cluster.config.protocol {
             UpstreamProtocol::Http2(options) => Some(options),
-            UpstreamProtocol::Downstream(options) if parts.version == Version::HTTP_2 => {
+            UpstreamProtocol::Downstream(options) if request.version == Version::HTTP_2 => {
                 Some(options)
             }
             _ => None,
         };
-        let mut answer = match http2 {
-            Some(options) => {
-                self.send_http2(cluster, target, key, options, parts, body)
-                    .await?
-            }
-            None => {
-                self.send_http1(cluster, target, key, parts, body, upgrade)
-                    .await?
-            }
-        };
-        answer.in_flight = Some(in_flight);
-        Ok(answer)
+        match http2 {
+            Some(options) => self.send_http2(serving, options, request, body).await,
+            None => self.send_http1(serving, request, body).await,
+        }
+    }
+
+    fn key(&self, serving: &Serving) -> Key {
+        Key {
+            cluster: Arc::as_ptr(&serving.0.cluster.state) as usize,
+            address: serving.0.target.address(),
+            netns: self.connection.caught.pod.netns.cookie(),
+        }
     }
 
     async fn send_http1(
         &self,
-        cluster: &Arc<ClusterView>,
-        target: &Target,
-        key: Key,
-        mut parts: request::Parts,
-        body: RequestBody,
-        upgrade: bool,
+        serving: &Serving,
+        request: Request,
+        mut body: RequestBody,
     ) -> Result<Answer, Failure> {
-        let context = &self.connection.context;
-        parts.version = Version::HTTP_11;
-        rewrite::origin_form(&mut parts);
-        let mut request = Request::from_parts(parts, body);
-        let downstream = upgrade.then(|| hyper::upgrade::on(&mut request));
+        let cluster = &serving.0.cluster;
+        let worker = &self.connection.context;
+        let key = self.key(serving);
         loop {
-            let idle = Lease::idle(context, &key, cluster.config.idle_timeout);
-            let mut lease = match idle {
-                Some(lease) => lease,
+            let idle = worker.pool.borrow_mut().take_http1(&key);
+            let reused = idle.is_some();
+            let connection = match idle {
+                Some(connection) => connection,
                 None => {
-                    let (stream, open) = self.connect(cluster, target).await?;
-                    Lease::new(context, key.clone(), stream, open)
-                        .await
-                        .map_err(|_| Failure::Reset)?
+                    let (stream, open) = self.connect(serving).await?;
+                    Connection::new(stream, open, cluster.config.idle_timeout)
                 }
             };
-            let used = lease.is_used();
-            match lease.sender().try_send_request(request).await {
+            let home = Home {
+                worker: worker.clone(),
+                key: key.clone(),
+                max_requests: cluster.config.max_requests_per_connection,
+            };
+            match exchange(connection, home, &request, body).await {
                 Ok(response) => {
-                    lease.served(cluster.config.max_requests_per_connection);
                     return Ok(Answer {
-                        response,
-                        lease: Some(lease),
-                        downstream,
-                        in_flight: None,
+                        status: response.status,
+                        headers: response.headers,
+                        body: UpstreamStream::Http1(response.body),
                     });
                 }
-                Err(mut error) => {
-                    let unsent = error.take_message();
-                    lease.discard();
-                    match unsent {
-                        // The upstream closed an idle connection before a byte was sent on it.
-                        Some(unsent) if used => request = unsent,
-                        _ => return Err(Failure::Reset),
-                    }
+                // The upstream closed an idle connection while the request was on its way. What
+                // is safe to ask twice (RFC 9110, 9.2.2) is asked again.
+                Err(Unanswered::Reset(Some(unsent)))
+                    if reused && request.method.is_idempotent() =>
+                {
+                    body = unsent;
                 }
+                Err(Unanswered::Reset(_)) => return Err(Failure::Reset),
+                Err(Unanswered::Protocol) => return Err(Failure::Protocol),
+                Err(Unanswered::Client) => return Err(Failure::Client),
             }
         }
     }
 
     async fn send_http2(
         &self,
-        cluster: &Arc<ClusterView>,
-        target: &Target,
-        key: Key,
+        serving: &Serving,
         options: &Http2Options,
-        mut parts: request::Parts,
+        request: Request,
         body: RequestBody,
     ) -> Result<Answer, Failure> {
-        let context = &self.connection.context;
-        parts.version = Version::HTTP_2;
-        rewrite::absolute_form(&mut parts);
-        if parts.method == Method::CONNECT {
-            parts.headers.remove(http::header::CONTENT_LENGTH);
-        }
-        let mut request = Request::from_parts(parts, body);
+        let worker = &self.connection.context;
+        let key = self.key(serving);
+        let mut request = http2_request(request, body).ok_or(Failure::Client)?;
         for fresh in [false, true] {
             let known = if fresh {
                 None
             } else {
-                context.pool.borrow_mut().http2(&key)
+                worker.pool.borrow_mut().http2(&key)
             };
             let is_new = known.is_none();
             let mut sender = match known {
                 Some(sender) => sender,
                 None => {
-                    let (stream, open) = self.connect(cluster, target).await?;
+                    let (stream, open) = self.connect(serving).await?;
                     let sender = handshake_http2(stream, options, open)
                         .await
                         .map_err(|_| Failure::Reset)?;
-                    context
+                    worker
                         .pool
                         .borrow_mut()
                         .put_http2(key.clone(), sender.clone());
@@ -171,11 +209,11 @@ impl Exchange<'_> {
             };
             match sender.try_send_request(request).await {
                 Ok(response) => {
+                    let (parts, body) = response.into_parts();
                     return Ok(Answer {
-                        response,
-                        lease: None,
-                        downstream: None,
-                        in_flight: None,
+                        status: parts.status,
+                        headers: parts.headers,
+                        body: UpstreamStream::Http2(body),
                     });
                 }
                 Err(mut error) => match error.take_message() {
@@ -187,11 +225,8 @@ impl Exchange<'_> {
         Err(Failure::Reset)
     }
 
-    async fn connect(
-        &self,
-        cluster: &Arc<ClusterView>,
-        target: &Target,
-    ) -> Result<(TcpStream, Open), Failure> {
+    async fn connect(&self, serving: &Serving) -> Result<(tokio::net::TcpStream, Open), Failure> {
+        let (cluster, target) = (&serving.0.cluster, &serving.0.target);
         tcp::connect(cluster, target, &self.connection.caught).await.map_err(|error| {
             tracing::debug!(cluster = %cluster.config.name, address = %target.address(), %error, "connect failed");
             match error {
@@ -200,4 +235,23 @@ impl Exchange<'_> {
             }
         })
     }
+}
+
+/// The request in the form of HTTP/2: scheme, authority and path. `None`: a part of it has no
+/// such form.
+fn http2_request(request: Request, body: RequestBody) -> Option<http::Request<RequestBody>> {
+    let mut uri = Uri::builder().authority(request.authority.as_bytes());
+    if request.method != Method::CONNECT {
+        uri = uri
+            .scheme(request.scheme)
+            .path_and_query(request.path.as_str());
+    }
+    let mut headers = request.headers;
+    headers.remove(header::CONNECTION);
+    let mut message = http::Request::new(body);
+    *message.method_mut() = request.method;
+    *message.uri_mut() = uri.build().ok()?;
+    *message.version_mut() = Version::HTTP_2;
+    *message.headers_mut() = headers;
+    Some(message)
 }

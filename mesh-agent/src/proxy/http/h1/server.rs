@@ -1,0 +1,451 @@
+//! A client's connection: requests in, responses out, one after the other.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+use hyper::body::{Body as _, SizeHint};
+use tokio::io::{AsyncWrite as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_util::io::poll_read_buf;
+
+use crate::config::model::listener::HttpConnectionManager;
+use crate::proxy::http::body::{Progress, ProxyBody, RequestBody};
+use crate::proxy::http::message::Reply;
+use crate::proxy::http::reply::Refusal;
+use crate::proxy::http::{Connection, alarm::Alarm, exchange};
+use crate::proxy::sniff::Prefixed;
+use crate::proxy::stats::count;
+use crate::proxy::{tcp, worker};
+
+use super::chunked::{Decoded, Decoder};
+use super::fields::{Framing, has_token};
+use super::request::{self, Head, Limits};
+use super::write::Out;
+
+/// How much is read at once.
+const READ: usize = 16 << 10;
+/// How much of what a client sends ahead of its turn is taken.
+const AHEAD: usize = 64 << 10;
+/// How much of the rest of a refused request is read and dropped.
+const LINGER_BYTES: usize = 1 << 20;
+
+/// A connection's bytes, shared by the request's body and the response. Both run on one thread
+/// and borrow for one step at a time.
+#[derive(Debug)]
+pub(in crate::proxy::http) struct Wire {
+    stream: RefCell<TcpStream>,
+    buffer: RefCell<BytesMut>,
+    decoder: RefCell<Decoder>,
+    ended: Cell<bool>,
+}
+
+impl Wire {
+    fn poll_read(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut buffer = self.buffer.borrow_mut();
+        buffer.reserve(READ);
+        poll_read_buf(Pin::new(&mut *self.stream.borrow_mut()), cx, &mut *buffer)
+    }
+
+    fn begin(&self, framing: Framing) {
+        let decoder = Decoder::from(framing);
+        self.ended.set(decoder.is_done());
+        self.decoder.replace(decoder);
+    }
+
+    /// Whether the whole body of the current request was taken.
+    pub(in crate::proxy::http) fn body_ended(&self) -> bool {
+        self.ended.get()
+    }
+
+    pub(in crate::proxy::http) fn body_size(&self) -> SizeHint {
+        match self.decoder.borrow().remaining() {
+            Some(left) => SizeHint::with_exact(left),
+            None => SizeHint::default(),
+        }
+    }
+
+    /// The next piece of the current request's body.
+    pub(in crate::proxy::http) fn poll_body(
+        &self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Bytes>>> {
+        loop {
+            let decoded = {
+                let mut decoder = self.decoder.borrow_mut();
+                let decoded = decoder.decode(&mut self.buffer.borrow_mut());
+                self.ended.set(decoder.is_done());
+                decoded
+            };
+            match decoded {
+                Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(data))),
+                Ok(Decoded::End) => return Poll::Ready(None),
+                Ok(Decoded::More) => {}
+                Err(_) => {
+                    let error = io::Error::new(io::ErrorKind::InvalidData, "malformed chunk");
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+            match ready!(self.poll_read(cx)) {
+                Ok(0) => return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            }
+        }
+    }
+
+    /// Ends when the client has left. What it sends ahead of its turn is kept.
+    fn poll_gone(&self, progress: &Progress, cx: &mut Context<'_>) -> Poll<()> {
+        if !progress.ended() {
+            return Poll::Pending;
+        }
+        while self.buffer.borrow().len() < AHEAD {
+            match ready!(self.poll_read(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
+            }
+        }
+        Poll::Pending
+    }
+
+    async fn write(&self, out: &mut Out) -> io::Result<()> {
+        std::future::poll_fn(|cx| out.poll_write(&mut *self.stream.borrow_mut(), cx)).await
+    }
+}
+
+/// What came instead of a request.
+enum NoRequest {
+    /// The client left, or stayed idle for too long, or the agent drains.
+    Over,
+    /// The client took too long to send a head it had begun.
+    Slow,
+    Refused(Refusal),
+}
+
+/// Serves a connection to its end.
+pub(in crate::proxy::http) async fn serve(
+    connection: &Rc<Connection>,
+    stream: Prefixed,
+    hcm: &HttpConnectionManager,
+) {
+    let (prefix, stream) = stream.into_parts();
+    let wire = Rc::new(Wire {
+        stream: RefCell::new(stream),
+        buffer: RefCell::new(prefix.into()),
+        decoder: RefCell::new(Decoder::Done),
+        ended: Cell::new(true),
+    });
+    let mut limits = Limits::from(hcm);
+    let mut alarm = Alarm::default();
+    let mut out = Out::default();
+    loop {
+        let head = match read_head(connection, &wire, hcm, &mut limits, &mut alarm).await {
+            Ok(head) => head,
+            Err(NoRequest::Over) => return,
+            Err(NoRequest::Slow) => {
+                let refusal = Refusal::codec(StatusCode::REQUEST_TIMEOUT, "Request Timeout");
+                return refuse(connection, &wire, refusal, &mut out).await;
+            }
+            Err(NoRequest::Refused(refusal)) => {
+                count(&connection.context.shared.stats.downstream_cx_protocol_error);
+                return refuse(connection, &wire, refusal, &mut out).await;
+            }
+        };
+        if let Some(tunnel) = one(connection, &wire, head, &mut out).await {
+            match tunnel {
+                After::Next => continue,
+                After::Close => return linger(&wire, hcm.delayed_close_timeout).await,
+                After::Abort => return worker::reset(&wire.stream.borrow()),
+                After::Tunnel(tunnel) => return upgraded(connection, wire, *tunnel).await,
+            }
+        }
+        return;
+    }
+}
+
+/// What follows a request.
+enum After {
+    Next,
+    Close,
+    /// The response could not be completed.
+    Abort,
+    Tunnel(Box<super::client::Tunnel>),
+}
+
+/// Serves one request. `None`: the client is gone.
+async fn one(
+    connection: &Rc<Connection>,
+    wire: &Rc<Wire>,
+    head: Head,
+    out: &mut Out,
+) -> Option<After> {
+    let Head {
+        request,
+        framing,
+        keep_alive,
+        expects_continue,
+    } = head;
+    wire.begin(framing);
+    if expects_continue && !wire.body_ended() {
+        out.verbatim(b"HTTP/1.1 100 Continue\r\n\r\n");
+        wire.write(out).await.ok()?;
+    }
+    let (method, version) = (request.method.clone(), request.version);
+    let body = RequestBody::http1(wire.clone());
+    let progress = body.progress();
+    let reply = {
+        let mut handling = std::pin::pin!(exchange::handle(connection, request, body));
+        std::future::poll_fn(|cx| {
+            // The request first: what it reads of its body is not looked for here.
+            if let Poll::Ready(reply) = handling.as_mut().poll(cx) {
+                return Poll::Ready(Some(reply));
+            }
+            wire.poll_gone(&progress, cx).map(|()| None)
+        })
+        .await?
+    };
+    let Reply {
+        status,
+        mut headers,
+        mut body,
+        tunnel,
+    } = reply;
+    // What follows CONNECT is not HTTP.
+    let keep_alive = keep_alive
+        && method != Method::CONNECT
+        && !has_token(&headers, &header::CONNECTION, "close");
+    let length = frame(&mut headers, status, &method, version, &body, keep_alive);
+    out.response(status, &headers);
+    if length == Length::Without {
+        body = ProxyBody::Own(None);
+    }
+    if send(wire, out, &mut body, length == Length::Chunked)
+        .await
+        .is_err()
+    {
+        return Some(After::Abort);
+    }
+    if let Some(tunnel) = tunnel {
+        return Some(After::Tunnel(tunnel));
+    }
+    drop(body);
+    if keep_alive && length != Length::Close && progress.ended() {
+        Some(After::Next)
+    } else {
+        Some(After::Close)
+    }
+}
+
+/// How the length of a response is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Length {
+    /// There is no body, whatever the headers say.
+    Without,
+    Announced,
+    Chunked,
+    /// By the end of the connection.
+    Close,
+}
+
+/// Completes the headers by how the body's length is told.
+fn frame(
+    headers: &mut HeaderMap,
+    status: StatusCode,
+    method: &Method,
+    version: Version,
+    body: &ProxyBody,
+    keep_alive: bool,
+) -> Length {
+    if version == Version::HTTP_10 && keep_alive {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("keep-alive"));
+    } else if !keep_alive {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    let bodyless = status.is_informational()
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if bodyless || *method == Method::HEAD {
+        return Length::Without;
+    }
+    if headers.contains_key(header::CONTENT_LENGTH) {
+        return Length::Announced;
+    }
+    if body.is_end_stream() {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        return Length::Announced;
+    }
+    if version == Version::HTTP_10 {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        return Length::Close;
+    }
+    let chunked = HeaderValue::from_static("chunked");
+    headers.insert(header::TRANSFER_ENCODING, chunked);
+    Length::Chunked
+}
+
+/// Why a response was not sent whole: the client is gone or the upstream broke off.
+struct Broken;
+
+/// Writes what is gathered and the body. Everything there is goes out with one write.
+async fn send(
+    wire: &Wire,
+    out: &mut Out,
+    body: &mut ProxyBody,
+    chunked: bool,
+) -> Result<(), Broken> {
+    let mut ended = body.is_end_stream();
+    if ended && chunked {
+        out.last_chunk();
+    }
+    std::future::poll_fn(|cx| {
+        loop {
+            while !ended && !out.is_full() {
+                match Pin::new(&mut *body).poll_frame(cx) {
+                    Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                        Ok(data) if chunked => out.chunk(data),
+                        Ok(data) => out.data(data),
+                        // Trailers have no place in HTTP/1 unless asked for.
+                        Err(_) => {}
+                    },
+                    Poll::Ready(Some(Err(error))) => {
+                        tracing::debug!(%error, "a response was cut off");
+                        return Poll::Ready(Err(Broken));
+                    }
+                    Poll::Ready(None) => ended = true,
+                    Poll::Pending => break,
+                }
+                ended |= body.is_end_stream();
+                if ended && chunked {
+                    out.last_chunk();
+                }
+            }
+            if out.is_empty() {
+                return if ended {
+                    Poll::Ready(Ok(()))
+                } else {
+                    Poll::Pending
+                };
+            }
+            let written = ready!(out.poll_write(&mut *wire.stream.borrow_mut(), cx));
+            if written.is_err() {
+                return Poll::Ready(Err(Broken));
+            }
+        }
+    })
+    .await
+}
+
+/// Reads until a request's head is complete.
+async fn read_head(
+    connection: &Rc<Connection>,
+    wire: &Wire,
+    hcm: &HttpConnectionManager,
+    limits: &mut Limits,
+    alarm: &mut Alarm,
+) -> Result<Head, NoRequest> {
+    let mut scanned = 0;
+    let mut begun = false;
+    alarm.set(hcm.idle_timeout.map(|idle| Instant::now() + idle));
+    let mut drained = std::pin::pin!(connection.drained());
+    loop {
+        {
+            let mut buffer = wire.buffer.borrow_mut();
+            match request::parse(&mut buffer, &mut scanned, limits) {
+                Ok(Some(head)) => return Ok(head),
+                Ok(None) => {}
+                Err(refusal) => return Err(NoRequest::Refused(refusal)),
+            }
+            if buffer.is_empty() {
+                // An idle connection holds no buffer.
+                *buffer = BytesMut::new();
+            } else if !begun {
+                begun = true;
+                let limit = hcm.request_headers_timeout.or(hcm.idle_timeout);
+                alarm.set(limit.map(|limit| Instant::now() + limit));
+            }
+        }
+        let read = std::future::poll_fn(|cx| {
+            if let Poll::Ready(read) = wire.poll_read(cx) {
+                return Poll::Ready(Ok(read));
+            }
+            if !begun && drained.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(NoRequest::Over));
+            }
+            alarm.poll(cx).map(|()| {
+                Err(if begun {
+                    NoRequest::Slow
+                } else {
+                    NoRequest::Over
+                })
+            })
+        })
+        .await?;
+        if !matches!(read, Ok(1..)) {
+            return Err(NoRequest::Over);
+        }
+    }
+}
+
+/// Answers what is no request and closes.
+async fn refuse(connection: &Rc<Connection>, wire: &Wire, refusal: Refusal, out: &mut Out) {
+    let Reply {
+        status,
+        mut headers,
+        mut body,
+        ..
+    } = exchange::refused(connection, refusal);
+    frame(
+        &mut headers,
+        status,
+        &Method::GET,
+        Version::HTTP_11,
+        &body,
+        false,
+    );
+    out.response(status, &headers);
+    if send(wire, out, &mut body, false).await.is_ok() {
+        linger(wire, connection.first().delayed_close_timeout).await;
+    }
+}
+
+/// Closes so that the client can read what it was told: bytes it still sends would otherwise
+/// make the kernel reset the connection.
+async fn linger(wire: &Wire, patience: Option<Duration>) {
+    let Some(patience) = patience else {
+        return;
+    };
+    let shutdown =
+        std::future::poll_fn(|cx| Pin::new(&mut *wire.stream.borrow_mut()).poll_shutdown(cx));
+    if shutdown.await.is_err() {
+        return;
+    }
+    let _ = tokio::time::timeout(patience, async {
+        let mut dropped = 0;
+        while dropped < LINGER_BYTES {
+            wire.buffer.borrow_mut().clear();
+            match std::future::poll_fn(|cx| wire.poll_read(cx)).await {
+                Ok(0) | Err(_) => return,
+                Ok(read) => dropped += read,
+            }
+        }
+    })
+    .await;
+}
+
+/// Bytes both ways after an upgrade.
+async fn upgraded(connection: &Rc<Connection>, wire: Rc<Wire>, tunnel: super::client::Tunnel) {
+    let Some(wire) = Rc::into_inner(wire) else {
+        return;
+    };
+    let mut stream = wire.stream.into_inner();
+    if stream.write_all(&tunnel.first).await.is_err() {
+        return;
+    }
+    let downstream = Prefixed::with_prefix(stream, wire.buffer.into_inner().freeze());
+    tcp::copy(&connection.context, downstream, tunnel.stream, None).await;
+}

@@ -1,0 +1,110 @@
+//! A request on its way through, whichever protocol it came by.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+
+use super::body::ProxyBody;
+use super::h1::client::Tunnel;
+
+/// A request without its body. The authority is no header here: `host` is not in `headers`.
+#[derive(Debug, Clone)]
+pub(super) struct Request {
+    pub(super) method: Method,
+    pub(super) path: Path,
+    /// Empty if the client named none.
+    pub(super) authority: HeaderValue,
+    pub(super) scheme: &'static str,
+    pub(super) version: Version,
+    pub(super) headers: HeaderMap,
+}
+
+/// A response on its way to the client.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: ProxyBody,
+    /// The upstream's side of an upgraded connection.
+    pub(super) tunnel: Option<Box<Tunnel>>,
+}
+
+/// A path with its query, as it stood on the wire: visible ASCII. CONNECT's is empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Path {
+    bytes: Bytes,
+    /// Where the path ends and the query, if any, begins.
+    end: usize,
+}
+
+impl Path {
+    /// `None`: it holds something else than visible ASCII, or a fragment.
+    pub(super) fn new(bytes: Bytes) -> Option<Self> {
+        if bytes
+            .iter()
+            .any(|byte| !(0x21..0x7f).contains(byte) || *byte == b'#')
+        {
+            return None;
+        }
+        let end = memchr::memchr(b'?', &bytes).unwrap_or(bytes.len());
+        Some(Self { bytes, end })
+    }
+
+    /// The empty path.
+    pub(super) const fn empty() -> Self {
+        Self {
+            bytes: Bytes::new(),
+            end: 0,
+        }
+    }
+
+    /// `/`
+    pub(super) const fn root() -> Self {
+        Self {
+            bytes: Bytes::from_static(b"/"),
+            end: 1,
+        }
+    }
+
+    /// Path and query.
+    pub(super) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes).unwrap_or_default()
+    }
+
+    /// Without the query.
+    pub(super) fn path(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.end]).unwrap_or_default()
+    }
+
+    /// Without the question mark.
+    pub(super) fn query(&self) -> Option<&str> {
+        let query = self.bytes.get(self.end + 1..)?;
+        std::str::from_utf8(query).ok()
+    }
+
+    /// As a header's value.
+    pub(super) fn to_value(&self) -> Option<HeaderValue> {
+        HeaderValue::from_maybe_shared(self.bytes.clone()).ok()
+    }
+}
+
+/// A header's text; one that is not visible ASCII is as if it were empty.
+pub(super) fn text(value: &HeaderValue) -> &str {
+    value.to_str().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_and_query_are_told_apart() {
+        let path = Path::new(Bytes::from_static(b"/a?b?c")).unwrap();
+        assert_eq!((path.path(), path.query()), ("/a", Some("b?c")));
+        let path = Path::new(Bytes::from_static(b"/a?")).unwrap();
+        assert_eq!((path.path(), path.query()), ("/a", Some("")));
+        let path = Path::new(Bytes::from_static(b"/a")).unwrap();
+        assert_eq!((path.path(), path.query()), ("/a", None));
+        assert_eq!(Path::new(Bytes::from_static(b"/a#b")), None);
+        assert_eq!(Path::new(Bytes::from_static(b"/a b")), None);
+    }
+}
