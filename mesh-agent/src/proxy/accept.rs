@@ -131,7 +131,8 @@ async fn listened(
                 listener: listener.name.clone(),
                 chain: chain.name.clone(),
             };
-            http::serve(context, caught, hcm.clone(), place, stream).await;
+            // On its own: connections that are not HTTP need not make room for it.
+            Box::pin(http::serve(context, caught, hcm.clone(), place, stream)).await;
         }
     }
 }

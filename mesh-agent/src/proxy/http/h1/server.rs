@@ -200,7 +200,8 @@ async fn one(
     let body = RequestBody::http1(wire.clone());
     let progress = body.progress();
     let reply = {
-        let mut handling = std::pin::pin!(exchange::handle(connection, request, body));
+        // On its own: an idle connection need not make room for it.
+        let mut handling = Box::pin(exchange::handle(connection, request, body));
         std::future::poll_fn(|cx| {
             // The request first: what it reads of its body is not looked for here.
             if let Poll::Ready(reply) = handling.as_mut().poll(cx) {
