@@ -183,7 +183,7 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy",
-        "overprovisioning_factor",
+        "overprovisioning_factor weighted_priority_health",
         "",
     ),
     (
@@ -225,12 +225,12 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.config.cluster.v3.Cluster.LeastRequestLbConfig",
-        "choice_count",
+        "choice_count active_request_bias",
         "",
     ),
     (
         "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
-        "choice_count",
+        "choice_count active_request_bias",
         "",
     ),
     (

@@ -13,7 +13,8 @@ use crate::config::model::workload::OutboundTrafficPolicy;
 use crate::snapshot::{Snapshot, View};
 
 use super::decide::{Decision, Placement, decide};
-use crate::snapshot::slots::{self, Weighted};
+use crate::balance::rotation::rotation;
+use crate::snapshot::slots::Weighted;
 
 /// Everything the service maps should hold.
 #[derive(Debug, Default, PartialEq)]
@@ -123,7 +124,7 @@ impl Plan {
             .iter()
             .partition(|backend| reaches(address, backend.address));
         let weights: Vec<f64> = reachable.iter().map(|backend| backend.weight).collect();
-        let slots = slots::interleave(&slots::shares(&weights))
+        let slots = rotation(&weights)
             .into_iter()
             .map(|index| reachable[index].address)
             .collect();

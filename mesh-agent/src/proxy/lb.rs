@@ -1,13 +1,17 @@
 //! Choosing an endpoint.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use http::HeaderMap;
 
+use crate::balance::edf::Edf;
 use crate::config::model::cluster::{Discovery, LbPolicy, OriginalDst};
 use crate::snapshot::ClusterView;
+use crate::snapshot::balancer::Pool;
 use crate::snapshot::cluster::{ClusterState, Host};
 
 use super::stats::count;
@@ -60,26 +64,72 @@ pub(super) fn pick(cluster: &ClusterView, asked: &Asked<'_>) -> Option<Target> {
     if let Discovery::OriginalDst(options) = &cluster.config.discovery {
         return original_dst(options, asked).map(Target::Original);
     }
-    let slots = &cluster.schedule;
-    if slots.is_empty() {
-        return None;
-    }
-    let random = || &slots[fastrand::usize(..slots.len())];
+    let pool = cluster.balancer.pool(fastrand::u64(..))?;
     let host = match cluster.config.lb {
-        LbPolicy::Random => random(),
-        LbPolicy::LeastRequest { choice_count } => {
-            let active = |host: &&Arc<Host>| host.state.active.load(Ordering::Relaxed);
-            (0..choice_count)
-                .map(|_| random())
-                .min_by_key(active)
-                .unwrap_or(&slots[0])
+        LbPolicy::Random => random(pool),
+        LbPolicy::LeastRequest {
+            choice_count,
+            active_request_bias,
+        } => {
+            if pool.equal_weights() {
+                least_of(choice_count, pool)
+            } else {
+                least_weighted(pool, active_request_bias)
+            }
         }
-        LbPolicy::RoundRobin | LbPolicy::ClusterProvided => {
-            let turn = cluster.state.round_robin.fetch_add(1, Ordering::Relaxed);
-            &slots[turn % slots.len()]
-        }
+        LbPolicy::RoundRobin | LbPolicy::ClusterProvided => pool.round_robin(),
     };
     Some(Target::Host(host.clone()))
+}
+
+fn random(pool: &Pool) -> &Arc<Host> {
+    let hosts = pool.hosts();
+    &hosts[fastrand::usize(..hosts.len())]
+}
+
+fn active(host: &Host) -> u64 {
+    host.state.active.load(Ordering::Relaxed)
+}
+
+/// The one with the fewest active requests of some drawn at random.
+fn least_of(choices: u32, pool: &Pool) -> &Arc<Host> {
+    let first = random(pool);
+    (1..choices).fold(first, |best, _| {
+        let other = random(pool);
+        if active(other) < active(best) {
+            other
+        } else {
+            best
+        }
+    })
+}
+
+/// By weight over active requests (Envoy: `LeastRequestLoadBalancer::hostWeight`).
+fn least_weighted(pool: &Pool, bias: f64) -> &Arc<Host> {
+    let hosts = pool.hosts();
+    let weight = |index: usize| {
+        let host = &hosts[index];
+        f64::from(host.weight) / ((active(host) + 1) as f64).powf(bias)
+    };
+    let index = SCHEDULERS.with_borrow_mut(|schedulers| {
+        // Pools of snapshots that are gone; to build anew what is still used is cheap.
+        if schedulers.len() > MAX_SCHEDULERS {
+            schedulers.clear();
+        }
+        schedulers
+            .entry(pool.id())
+            .or_insert_with(|| Edf::new(hosts.len(), weight))
+            .pick(weight)
+    });
+    &hosts[index.unwrap_or(0)]
+}
+
+/// Most schedulers a worker remembers.
+const MAX_SCHEDULERS: usize = 4096;
+
+thread_local! {
+    /// By pool. Each worker has its own, as each of Envoy's: their order is changed by picking.
+    static SCHEDULERS: RefCell<HashMap<u64, Edf>> = RefCell::default();
 }
 
 /// Where the connection was going, unless the request names another address. A name that is no

@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::AtomicU64;
 
 use crate::config::model::Name;
 use crate::config::model::cluster::Cluster;
 use crate::config::model::endpoint::{Health, Locality};
+
+use super::balancer::Balancer;
 
 /// A cluster as one snapshot sees it.
 #[derive(Debug)]
@@ -15,10 +17,8 @@ pub struct ClusterView {
     pub config: Arc<Cluster>,
     /// The endpoints, by priority: index 0 is the highest.
     pub priorities: Vec<Vec<Arc<Host>>>,
-    /// The usable endpoints in the order round robin walks them, by weight.
-    pub schedule: Vec<Arc<Host>>,
-    /// Percent, from the load assignment (default 140).
-    pub overprovisioning_factor: u32,
+    /// Chooses among them.
+    pub balancer: Balancer,
     /// Whether endpoints were ever delivered: an EDS cluster waits for them.
     pub warmed: bool,
     /// Counters that outlive this snapshot.
@@ -56,8 +56,6 @@ pub struct Host {
 pub struct ClusterState {
     /// The cluster's name.
     pub name: Name,
-    /// Where round robin stands.
-    pub round_robin: AtomicUsize,
     /// Gauges and counters, named as Envoy's cluster statistics.
     pub stats: ClusterStats,
 }
@@ -67,7 +65,6 @@ impl ClusterState {
     pub fn new(name: Name) -> Self {
         Self {
             name,
-            round_robin: AtomicUsize::new(0),
             stats: ClusterStats::default(),
         }
     }

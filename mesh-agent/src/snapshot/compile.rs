@@ -11,8 +11,8 @@ use crate::config::model::workload::NodeConfig;
 use crate::config::model::{Address, Name};
 use crate::store::ResourceSet;
 
+use super::balancer::{Balancer, Settings};
 use super::cluster::{ClusterState, ClusterView, Host, HostState};
-use super::slots;
 use super::{OutboundListeners, Snapshot, View, ViewId};
 
 /// What names resolved to, as the DNS source last saw it.
@@ -132,12 +132,18 @@ fn compile_cluster(
     let priorities = assignment
         .map(|assignment| priorities(assignment, &resolve, &known))
         .unwrap_or_default();
-    ClusterView {
-        config: config.clone(),
-        schedule: slots::schedule(&priorities, config.panic_threshold_percent),
-        priorities,
+    let settings = Settings {
         overprovisioning_factor: assignment
             .map_or(140, |assignment| assignment.overprovisioning_factor),
+        panic_threshold: config.panic_threshold_percent,
+        weighted_priority_health: assignment
+            .is_some_and(|assignment| assignment.weighted_priority_health),
+        locality_weighted: config.locality_weighted,
+    };
+    ClusterView {
+        config: config.clone(),
+        balancer: Balancer::new(&priorities, &settings),
+        priorities,
         warmed: assignment.is_some() || matches!(config.discovery, Discovery::OriginalDst(_)),
         state,
     }

@@ -5,6 +5,7 @@
 //! snapshot (counters, health, active connections) hangs on [`cluster::ClusterState`] and
 //! [`cluster::HostState`], which a new snapshot takes over from the one before.
 
+pub mod balancer;
 pub mod cluster;
 mod compile;
 mod listeners;

@@ -7,9 +7,9 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use mesh_testbed::wire::Connection;
-use mesh_testbed::{MeshAgent, Pod};
+use mesh_testbed::{MeshAgent, Pod, eventually};
 
 /// How long the agent may take for what it does on its own.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,6 +21,7 @@ pub(crate) struct Config {
     workloads: String,
     listeners: String,
     clusters: String,
+    endpoints: String,
 }
 
 impl Config {
@@ -105,6 +106,12 @@ impl Config {
         self
     }
 
+    /// A load assignment for an EDS cluster, from its fields.
+    pub(crate) fn endpoints(mut self, fields: &str) -> Self {
+        let _ = writeln!(self.endpoints, "    - {{{fields}}}");
+        self
+    }
+
     pub(crate) fn original_dst(self, name: &str) -> Self {
         self.cluster_of(&format!(
             "name: {name}, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED"
@@ -120,11 +127,12 @@ impl Config {
             }
         };
         format!(
-            "{}{}static_resources:\n{}{}",
+            "{}{}static_resources:\n{}{}{}",
             section("mesh", &self.mesh),
             section("workloads", &self.workloads),
             section("  listeners", &self.listeners),
-            section("  clusters", &self.clusters)
+            section("  clusters", &self.clusters),
+            section("  endpoints", &self.endpoints)
         )
     }
 }
@@ -153,4 +161,27 @@ pub(crate) fn metric(agent: &MeshAgent, name: &str) -> Result<u64> {
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
         .with_context(|| format!("no {name} among:\n{page}"))?;
     Ok(line.trim().parse()?)
+}
+
+/// Replaces the configuration and waits until it is in force, in the kernel too.
+pub(crate) fn apply(agent: &MeshAgent, config: &str) -> Result<()> {
+    let generation = metric(agent, "mesh_snapshot_generation")?;
+    let failures = metric(agent, "mesh_config_reload_failures_total")?;
+    agent.reconfigure(config)?;
+    eventually(
+        "the new configuration is in force or refused",
+        PATIENCE,
+        || {
+            metric(agent, "mesh_snapshot_generation").is_ok_and(|now| now > generation)
+                || metric(agent, "mesh_config_reload_failures_total")
+                    .is_ok_and(|now| now > failures)
+        },
+    )?;
+    let refused = metric(agent, "mesh_config_reload_failures_total")? > failures;
+    ensure!(
+        !refused,
+        "the configuration is refused: {}",
+        agent.command("status")?
+    );
+    Ok(())
 }

@@ -71,10 +71,7 @@ fn convert(message: &pb::Cluster, problems: &mut Problems) -> Option<Cluster> {
         name: message.name.as_str().into(),
         discovery: discovery(message, problems)?,
         lb: lb?,
-        panic_threshold_percent: common
-            .healthy_panic_threshold
-            .as_ref()
-            .map_or(50.0, |percent| percent.value),
+        panic_threshold_percent: panic_threshold(&common, problems),
         locality_weighted: matches!(
             common.locality_config_specifier,
             Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
@@ -95,6 +92,20 @@ fn convert(message: &pb::Cluster, problems: &mut Problems) -> Option<Cluster> {
         transport: UpstreamTransport::Plain,
         close_connections_on_host_removal: message.close_connections_on_host_health_failure,
     })
+}
+
+/// Envoy rounds it to a whole number.
+fn panic_threshold(common: &pb::cluster::CommonLbConfig, problems: &mut Problems) -> u32 {
+    let Some(percent) = &common.healthy_panic_threshold else {
+        return 50;
+    };
+    if !(0.0..=100.0).contains(&percent.value) {
+        problems.push(
+            "common_lb_config.healthy_panic_threshold",
+            format!("is a percentage from 0 to 100, not {}", percent.value),
+        );
+    }
+    percent.value.clamp(0.0, 100.0).round() as u32
 }
 
 fn discovery(message: &pb::Cluster, problems: &mut Problems) -> Option<Discovery> {
@@ -185,6 +196,7 @@ fn assignment(message: &pb::Cluster, names: bool, problems: &mut Problems) -> Ar
         cluster_name: message.name.as_str().into(),
         localities: Vec::new(),
         overprovisioning_factor: 140,
+        weighted_priority_health: false,
     };
     Arc::new(match &message.load_assignment {
         Some(assignment) => endpoint::convert(assignment, names, "load_assignment", problems),
@@ -231,13 +243,14 @@ fn lb_policy(message: &pb::Cluster, problems: &mut Problems) -> Option<LbPolicy>
         Ok(PbPolicy::Random) => Some(LbPolicy::Random),
         Ok(PbPolicy::ClusterProvided) => Some(LbPolicy::ClusterProvided),
         Ok(PbPolicy::LeastRequest) => {
-            let choices = match &message.lb_config {
+            let (choices, bias) = match &message.lb_config {
                 Some(LbConfig::LeastRequestLbConfig(config)) => {
-                    config.choice_count.as_ref().map_or(2, |count| count.value)
+                    (config.choice_count, config.active_request_bias.as_ref())
                 }
-                _ => 2,
+                _ => (None, None),
             };
-            least_request(choices, "least_request_lb_config.choice_count", problems)
+            let choices = choices.as_ref().map(|count| count.value);
+            least_request(choices, bias, "least_request_lb_config", problems)
         }
         Ok(other) => {
             problems.hint(
@@ -274,8 +287,9 @@ fn typed_policy(policy: &pb::LoadBalancingPolicy, problems: &mut Problems) -> Op
             "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest" => {
                 let path = format!("load_balancing_policy.policies[{index}]");
                 let config: LeastRequest = decode(any, &path, problems)?;
-                let choices = config.choice_count.as_ref().map_or(2, |count| count.value);
-                return least_request(choices, &path, problems);
+                let choices = config.choice_count.as_ref().map(|count| count.value);
+                let bias = config.active_request_bias.as_ref();
+                return least_request(choices, bias, &path, problems);
             }
             _ => {}
         }
@@ -288,12 +302,27 @@ fn typed_policy(policy: &pb::LoadBalancingPolicy, problems: &mut Problems) -> Op
     None
 }
 
-fn least_request(choice_count: u32, path: &str, problems: &mut Problems) -> Option<LbPolicy> {
+fn least_request(
+    choice_count: Option<u32>,
+    bias: Option<&core::RuntimeDouble>,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<LbPolicy> {
+    let choice_count = choice_count.unwrap_or(2);
     if choice_count < 2 {
-        problems.push(path, "must be 2 at least");
+        problems.push(format!("{path}.choice_count"), "must be 2 at least");
         return None;
     }
-    Some(LbPolicy::LeastRequest { choice_count })
+    let active_request_bias = bias.map_or(1.0, |bias| bias.default_value);
+    if !(active_request_bias >= 0.0 && active_request_bias.is_finite()) {
+        let path = format!("{path}.active_request_bias.default_value");
+        problems.push(path, "must not be negative");
+        return None;
+    }
+    Some(LbPolicy::LeastRequest {
+        choice_count,
+        active_request_bias,
+    })
 }
 
 struct HttpOptions {

@@ -58,10 +58,17 @@ pub(super) fn convert(
         .as_ref()
         .and_then(|policy| policy.overprovisioning_factor.as_ref())
         .map_or(OVERPROVISIONING, |factor| factor.value);
+    if factor == 0 {
+        problems.push(join("policy.overprovisioning_factor"), "must be 1 at least");
+    }
     LoadAssignment {
         cluster_name: message.cluster_name.as_str().into(),
         localities,
         overprovisioning_factor: factor,
+        weighted_priority_health: message
+            .policy
+            .as_ref()
+            .is_some_and(|policy| policy.weighted_priority_health),
     }
 }
 

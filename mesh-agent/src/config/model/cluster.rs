@@ -17,7 +17,7 @@ pub struct Cluster {
     /// How one is chosen.
     pub lb: LbPolicy,
     /// Below this share of healthy endpoints, all are used (percent, default 50; 0 disables).
-    pub panic_threshold_percent: f64,
+    pub panic_threshold_percent: u32,
     /// Locality weights are honoured (`locality_weighted_lb_config`).
     pub locality_weighted: bool,
     /// A TCP connect must be done by then. Envoy's default is 5 s.
@@ -118,12 +118,15 @@ pub enum LbPolicy {
     /// Weighted round robin.
     #[default]
     RoundRobin,
-    /// Weighted random.
+    /// Each as likely as the other, whatever its weight.
     Random,
     /// Power of `choice_count` choices on active requests.
     LeastRequest {
         /// At least 2 (Envoy's default).
         choice_count: u32,
+        /// How much active requests count against endpoints of unequal weights: 1 by default,
+        /// 0 not at all.
+        active_request_bias: f64,
     },
     /// Only for ORIGINAL_DST clusters.
     ClusterProvided,

@@ -13,6 +13,8 @@ pub struct LoadAssignment {
     pub localities: Vec<LocalityEndpoints>,
     /// Percent (default 140).
     pub overprovisioning_factor: u32,
+    /// How available a priority is, is decided by weights instead of numbers of endpoints.
+    pub weighted_priority_health: bool,
 }
 
 /// Endpoints of one locality and priority.

@@ -54,6 +54,41 @@ fn unparsable_yaml() {
 }
 
 #[test]
+fn balancing_settings_out_of_range_are_refused() {
+    let cluster =
+        |fields: &str| format!("static_resources:\n  clusters:\n  - {{name: c, {fields}}}\n");
+    for (fields, expected) in [
+        (
+            "common_lb_config: {healthy_panic_threshold: {value: 101}}",
+            "healthy_panic_threshold: is a percentage from 0 to 100, not 101",
+        ),
+        (
+            "common_lb_config: {healthy_panic_threshold: {value: -1}}",
+            "healthy_panic_threshold: is a percentage from 0 to 100, not -1",
+        ),
+        (
+            "lb_policy: LEAST_REQUEST, least_request_lb_config: {choice_count: 1}",
+            "least_request_lb_config.choice_count: must be 2 at least",
+        ),
+        (
+            "lb_policy: LEAST_REQUEST, least_request_lb_config: \
+             {active_request_bias: {default_value: -0.5, runtime_key: k}}",
+            "active_request_bias.default_value: must not be negative",
+        ),
+        (
+            "load_assignment: {cluster_name: c, policy: {overprovisioning_factor: 0}}",
+            "overprovisioning_factor: must be 1 at least",
+        ),
+    ] {
+        let errors = errors(&cluster(fields));
+        assert!(
+            errors.iter().any(|error| error.contains(expected)),
+            "{errors:?}"
+        );
+    }
+}
+
+#[test]
 fn an_unknown_field_is_placed_and_the_right_one_suggested() {
     let errors = errors(&with("route_config:", "route_confg:"));
     let first = &errors[0];
