@@ -19,7 +19,7 @@ fn envoy() -> bool {
 
 fn routes(routes: Value) -> Setup {
     let table = json!({ "virtual_hosts": [{ "name": "v", "domains": ["*"], "routes": routes }] });
-    Setup::routes(table, &["a", "b"])
+    Setup::routes(table, &["a", "raw"])
 }
 
 fn all_same(compared: Vec<Compared>) -> Result<()> {
@@ -264,5 +264,232 @@ fn malformed_requests_are_answered_as_by_envoy() -> Result<()> {
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     let page = oracle.agent.get("/stats/prometheus")?.body;
     ensure!(oracle.agent.get("/ready")?.status == 200, "{page}");
+    Ok(())
+}
+
+fn through(setup: &Setup, requests: &[String]) -> Result<()> {
+    let mut oracle = Oracle::start(setup)?;
+    oracle.set_patience(Duration::from_secs(3));
+    let compared = requests
+        .iter()
+        .map(|request| oracle.ask(request.as_bytes()))
+        .collect::<Result<_>>()?;
+    all_same(compared)
+}
+
+fn get(path: &str, headers: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: h\r\n{headers}\r\n")
+}
+
+/// Requests of every shape, and what becomes of their headers on the way.
+#[test]
+fn requests_are_passed_on_as_by_envoy() -> Result<()> {
+    needs_root!(Ok(()));
+    if !envoy() {
+        return Ok(());
+    }
+    let setup = routes(json!([
+        { "match": { "prefix": "/slow" }, "route": { "cluster": "a", "timeout": "0.2s" } },
+        { "match": { "prefix": "/forever" }, "route": { "cluster": "a", "timeout": "0s" } },
+        { "match": { "prefix": "/ws" },
+          "route": { "cluster": "a", "upgrade_configs": [{ "upgrade_type": "websocket" }] } },
+        { "match": { "prefix": "/off" }, "route": { "cluster": "a",
+          "upgrade_configs": [{ "upgrade_type": "Foo", "enabled": false }] } },
+        { "match": { "prefix": "/direct" }, "direct_response": { "status": 200, "body": { "inline_string": "here" } } },
+        { "match": { "prefix": "/" }, "route": { "cluster": "a" } },
+    ]))
+    .hcm("upgrade_configs", json!([{ "upgrade_type": "foo" }]));
+    let post = |path: &str, headers: &str, body: &str| {
+        let length = body.len();
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
+        )
+    };
+    let upgrade =
+        |path: &str, to: &str| get(path, &format!("Connection: Upgrade\r\nUpgrade: {to}\r\n"));
+    let requests = [
+        get("/", ""),
+        get("/", "Connection: close\r\n"),
+        get("/", "Connection: keep-alive, x-a\r\nX-A: 1\r\nKeep-Alive: timeout=5\r\n"),
+        get("/", "Connection: x-a\r\nConnection: x-b\r\nX-A: 1\r\nX-B: 2\r\n"),
+        get("/", "TE: trailers\r\n"),
+        get("/", "TE: gzip\r\n"),
+        get("/", "TE: trailers, deflate;q=0.5\r\nConnection: te\r\n"),
+        get("/", "Proxy-Connection: keep-alive\r\n"),
+        get("/", "Upgrade: websocket\r\n"),
+        get("/", "X-Request-Id: mine\r\n"),
+        get("/", "X-Forwarded-Proto: https\r\n"),
+        get("/", "X-Forwarded-For: 1.2.3.4\r\n"),
+        get("/", "X-Forwarded-For: 1.2.3.4\r\nX-Forwarded-For: 10.0.0.9\r\n"),
+        get("/", "X-Envoy-Internal: true\r\nX-Envoy-Retry-On: 5xx\r\nX-Envoy-Max-Retries: 3\r\n"),
+        get("/", "X-Envoy-Upstream-Rq-Timeout-Ms: 100\r\nx-echo-delay-ms: 400\r\n"),
+        get("/", "X-Envoy-Expected-Rq-Timeout-Ms: 7\r\n"),
+        get("/", "X-Envoy-Original-Path: /x\r\nX-Envoy-Original-Host: y\r\n"),
+        get("/", "Cookie: a=b\r\nCookie: c=d\r\n"),
+        get("/", "Accept: a\r\nAccept: b\r\nAccept-Encoding: gzip\r\nAccept-Encoding: br\r\n"),
+        get("/", "Cache-Control: no-cache\r\nCache-Control: no-store\r\n"),
+        get("/", "Authorization: a\r\nAuthorization: b\r\nUser-Agent: c\r\nUser-Agent: d\r\n"),
+        get("/", "Expect: 100-continue\r\n"),
+        get("/", "Date: yesterday\r\nServer: me\r\nVia: 1.0 x\r\n"),
+        get("/", "x-echo-status: 204\r\n"),
+        get("/", "x-echo-status: 304\r\n"),
+        get("/", "x-echo-status: 404\r\n"),
+        get("/", "x-echo-status: 500\r\n"),
+        get("/", "x-echo-status: 503\r\n"),
+        get("/", "x-echo-bytes: 0\r\n"),
+        get("/", "x-echo-bytes: 200000\r\n"),
+        "HEAD / HTTP/1.1\r\nHost: h\r\n\r\n".into(),
+        "HEAD /direct HTTP/1.1\r\nHost: h\r\n\r\n".into(),
+        "HEAD /none HTTP/1.1\r\nHost: h\r\nx-echo-bytes: 10\r\n\r\n".into(),
+        "OPTIONS / HTTP/1.1\r\nHost: h\r\n\r\n".into(),
+        "DELETE / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nhi".into(),
+        "PUT / HTTP/1.1\r\nHost: h\r\n\r\n".into(),
+        "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into(),
+        post("/", "", ""),
+        post("/", "", "hello"),
+        post("/", "x-echo: body\r\n", "hello"),
+        post("/", "x-echo: body\r\n", &"x".repeat(100_000)),
+        "POST / HTTP/1.1\r\nHost: h\r\nx-echo: body\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".into(),
+        post("/direct", "", "hello"),
+        post("/", "Expect: 100-continue\r\n", "hello"),
+        post("/", "Content-Type: application/grpc\r\n", "hello"),
+        get("/slow", "x-echo-delay-ms: 1000\r\n"),
+        get("/slow", "x-echo-delay-ms: 1000\r\nContent-Type: application/grpc\r\n"),
+        get("/forever", "x-echo-delay-ms: 300\r\n"),
+        upgrade("/ws", "websocket"),
+        upgrade("/ws", "WebSocket"),
+        upgrade("/ws", "foo"),
+        upgrade("/ws", "bar"),
+        upgrade("/", "websocket"),
+        upgrade("/", "foo"),
+        upgrade("/off", "foo"),
+        upgrade("/direct", "foo"),
+        upgrade("/direct", "h2c"),
+        upgrade("/", "h2c"),
+        upgrade("/", "TLS/1.2"),
+    ];
+    through(&setup, &requests)
+}
+
+/// Upstreams that answer wrongly, late or not at all.
+#[test]
+fn upstreams_are_passed_on_as_by_envoy() -> Result<()> {
+    needs_root!(Ok(()));
+    if !envoy() {
+        return Ok(());
+    }
+    let setup = routes(json!([
+        { "match": { "prefix": "/dead" }, "route": { "cluster": "dead" } },
+        { "match": { "prefix": "/empty" }, "route": { "cluster": "empty" } },
+        { "match": { "prefix": "/" }, "route": { "cluster": "raw", "timeout": "1s" } },
+    ]));
+    let mut setup = setup;
+    let nobody = json!({ "load_assignment": { "cluster_name": "dead", "endpoints": [{ "lb_endpoints": [
+        { "endpoint": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": 9 } } } } ] }] } });
+    setup.clusters.push(("dead".into(), nobody));
+    let none = json!({ "load_assignment": { "cluster_name": "empty" } });
+    setup.clusters.push(("empty".into(), none));
+    let reply = |reply: &str, end: &str| {
+        let encoded: String = reply.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        get("/", &format!("x-reply: {encoded}\r\nx-end: {end}\r\n"))
+    };
+    let ok = "HTTP/1.1 200 OK\r\n";
+    let requests = [
+        reply(&format!("{ok}content-length: 2\r\n\r\nhi"), "keep"),
+        reply(&format!("{ok}content-length: 2\r\n\r\nhi"), "close"),
+        reply(&format!("{ok}\r\nuntil the end"), "close"),
+        reply(
+            &format!("{ok}transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"),
+            "keep",
+        ),
+        reply(
+            &format!("{ok}transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nx-trailer: t\r\n\r\n"),
+            "keep",
+        ),
+        reply(
+            &format!("{ok}connection: close\r\nkeep-alive: x\r\ncontent-length: 0\r\n\r\n"),
+            "close",
+        ),
+        reply(
+            &format!(
+                "{ok}date: then\r\nserver: them\r\nvia: x\r\nset-cookie: a\r\nset-cookie: b\r\ncontent-length: 0\r\n\r\n"
+            ),
+            "keep",
+        ),
+        reply(
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+            "keep",
+        ),
+        reply("HTTP/1.1 204 No Content\r\n\r\n", "keep"),
+        reply(
+            "HTTP/1.1 304 Not Modified\r\ncontent-length: 100\r\n\r\n",
+            "keep",
+        ),
+        reply(
+            "HTTP/1.1 299 Odd Words Here\r\ncontent-length: 0\r\n\r\n",
+            "keep",
+        ),
+        reply("HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nhi", "close"),
+        reply("HTTP/1.1 200\r\ncontent-length: 0\r\n\r\n", "keep"),
+        reply("garbage\r\n\r\n", "close"),
+        reply("HTTP/1.1 abc OK\r\n\r\n", "close"),
+        reply(
+            &format!("{ok}content-length: 2\r\ncontent-length: 3\r\n\r\nhi"),
+            "close",
+        ),
+        reply(&format!("{ok}content-length: x\r\n\r\nhi"), "close"),
+        reply(&format!("{ok}bad header\r\n\r\n"), "close"),
+        reply(&format!("{ok}x: {}\r\n\r\n", "y".repeat(80_000)), "close"),
+        reply("", "close"),
+        reply("", "reset"),
+        reply("", "hang"),
+        reply("HTTP/1.1 200 OK\r\ncontent-le", "close"),
+        reply("HTTP/1.1 200 OK\r\ncontent-le", "hang"),
+        get("/dead", ""),
+        get("/dead", "Content-Type: application/grpc\r\n"),
+        get("/empty", ""),
+    ];
+    through(&setup, &requests)
+}
+
+/// A response that breaks off is not made to look whole.
+#[test]
+fn broken_responses_stay_broken() -> Result<()> {
+    needs_root!(Ok(()));
+    if !envoy() {
+        return Ok(());
+    }
+    let setup = routes(json!([
+        { "match": { "prefix": "/" }, "route": { "cluster": "raw", "timeout": "0.5s" } },
+    ]));
+    let mut oracle = Oracle::start(&setup)?;
+    for (reply, end) in [
+        ("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhi", "close"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhi", "reset"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhi", "hang"),
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhi",
+            "close",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n",
+            "close",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\nzz\r\n",
+            "hang",
+        ),
+    ] {
+        let encoded: String = reply.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let one =
+            oracle.ask(get("/", &format!("x-reply: {encoded}\r\nx-end: {end}\r\n")).as_bytes())?;
+        for (who, seen) in [("envoy", &one.envoy), ("agent", &one.agent)] {
+            let whole = seen.responses.iter().any(|response| response.whole);
+            ensure!(
+                !whole && matches!(seen.end, End::Closed | End::Reset),
+                "{who} made {reply:?} ({end}) look whole, or left the client waiting: {seen:?}"
+            );
+        }
+    }
     Ok(())
 }

@@ -23,6 +23,8 @@ enum Command {
     EchoHttp(helper::echo_http::Args),
     /// A TCP server that greets with its name and sends back what it gets.
     EchoTcp(helper::echo_tcp::Args),
+    /// An HTTP/1 server that answers with the bytes a request asks for.
+    RawHttp(helper::raw_http::Args),
     /// Opens connections and says what became of them.
     Connect(helper::connect::Args),
     /// Sends bytes as told, line by line, and says what came back.
@@ -47,6 +49,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::EchoHttp(args) => runtime()?.block_on(helper::echo_http::serve(args)),
         Command::EchoTcp(args) => runtime()?.block_on(helper::echo_tcp::serve(args)),
+        Command::RawHttp(args) => runtime()?.block_on(helper::raw_http::serve(args)),
         Command::Connect(args) => helper::connect::run(&args),
         Command::Talk => helper::talk::run(),
         Command::Sockets(args) => helper::sockets::run(&args),

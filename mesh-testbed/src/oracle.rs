@@ -44,7 +44,7 @@ pub struct Setup {
     /// are not there.
     pub hcm: Value,
     /// Clusters: name and further fields. Each gets an endpoint that answers under its name,
-    /// unless the fields say something of endpoints.
+    /// unless the fields say something of endpoints; `raw-http` if it is called `raw`.
     pub clusters: Vec<(String, Value)>,
 }
 
@@ -130,7 +130,10 @@ impl Oracle {
         let upstreams = setup
             .clusters
             .iter()
-            .map(|(name, _)| Server::http(&server, name, "v1", 0))
+            .map(|(name, _)| match name.as_str() {
+                "raw" => Server::with_args(&server, &["raw-http"]),
+                name => Server::http(&server, name, "v1", 0),
+            })
             .collect::<Result<Vec<_>>>()?;
         let agent_at = SocketAddr::new(testbed.vip4(1).into(), 80);
         let envoy_at = SocketAddr::new(envoy_pod.ip4().into(), ENVOY_PORT);

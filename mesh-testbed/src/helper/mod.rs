@@ -4,5 +4,6 @@ pub(crate) mod connect;
 pub(crate) mod echo_http;
 pub(crate) mod echo_tcp;
 mod listen;
+pub(crate) mod raw_http;
 pub(crate) mod sockets;
 pub(crate) mod talk;

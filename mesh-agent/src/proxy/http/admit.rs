@@ -21,7 +21,11 @@ pub(super) fn admit(request: &mut Request, hcm: &HttpConnectionManager, connecti
 }
 
 /// Headers of which Envoy keeps one, several values joined (its inline headers).
-const SINGLE: [HeaderName; 8] = [
+const SINGLE: [HeaderName; 12] = [
+    http::header::ACCEPT,
+    http::header::ACCEPT_ENCODING,
+    http::header::AUTHORIZATION,
+    http::header::CACHE_CONTROL,
     http::header::CONTENT_TYPE,
     http::header::USER_AGENT,
     http::header::TE,
@@ -60,6 +64,7 @@ fn strip_port(
 /// Headers every request gets.
 fn common(request: &mut Request, hcm: &HttpConnectionManager, connection: &Connection) {
     let headers = &mut request.headers;
+    headers::strip_internal(headers);
     if hcm.generate_request_id && !headers.contains_key(headers::REQUEST_ID) {
         headers.insert(headers::REQUEST_ID, headers::request_id());
     }

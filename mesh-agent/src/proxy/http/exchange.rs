@@ -20,7 +20,7 @@ use super::body::{ProxyBody, RequestBody};
 use super::headers::{Facts, Side};
 use super::message::{Reply, Request, text};
 use super::reply::{Refusal, for_grpc, is_grpc, local, with_body};
-use super::{Connection, date, headers, redirect, router};
+use super::{Connection, date, headers, redirect, router, upgrade};
 
 struct Active(Arc<ProxyStats>);
 
@@ -40,6 +40,7 @@ pub(super) async fn handle(
     count(&stats.downstream_rq_total);
     let _active = Gauge::new(Active(stats.clone()));
     let version = request.version;
+    let upgrading = upgrade::wanted(&request).is_some();
     let progress = body.progress();
     let Some((view, hcm)) = connection.current() else {
         return local(StatusCode::SERVICE_UNAVAILABLE, "");
@@ -54,7 +55,9 @@ pub(super) async fn handle(
         count(counter);
     }
     complete(&mut reply, &hcm);
-    if version < Version::HTTP_2 && connection.ends_after(&hcm, &progress) {
+    // A client that asked for another protocol may speak it already.
+    let refused = upgrading && matches!(reply.body, ProxyBody::Own(_)) && reply.tunnel.is_none();
+    if version < Version::HTTP_2 && (connection.ends_after(&hcm, &progress) || refused) {
         let close = HeaderValue::from_static("close");
         reply.headers.insert(header::CONNECTION, close);
     }
@@ -147,6 +150,15 @@ async fn routed(
         route,
         random,
     };
+    let forward = match &route.action {
+        RouteAction::Forward(forward) => Some(&**forward),
+        _ => None,
+    };
+    if let Some(wanted) = upgrade::wanted(&request)
+        && !upgrade::allowed(wanted, hcm, forward)
+    {
+        return local(StatusCode::FORBIDDEN, "");
+    }
     match &route.action {
         RouteAction::Forward(forward) => exchange.forward(forward, request, body).await,
         RouteAction::Redirect(redirect) => {

@@ -11,11 +11,10 @@ use crate::proxy::stats::count;
 
 use super::body::{ProxyBody, RequestBody, Streamed, UpstreamStream};
 use super::exchange::{Exchange, announces_empty_body};
-use super::h1::has_token;
 use super::message::{Reply, Request, text};
 use super::reply::local;
 use super::upstream::{Answer, Failure, Serving};
-use super::{headers, rewrite};
+use super::{headers, rewrite, upgrade};
 
 impl Exchange<'_> {
     /// Sends the request to the route's cluster and returns what came of it.
@@ -58,7 +57,7 @@ impl Exchange<'_> {
             return finish(reply, None);
         };
         let upstream = Some(target.address());
-        let upgrade = self.upgrade(&request, forward);
+        let upgrade = upgrade::wanted(&request).cloned();
         headers::strip_hop_by_hop(&mut request.headers);
         self.mutate_request(&mut request, weighted, name);
         let new_path = rewrite::path(request.path.as_str(), &self.route.matcher.path, forward);
@@ -143,25 +142,6 @@ impl Exchange<'_> {
             let one = HeaderValue::from_static("1");
             request.headers.insert(headers::ATTEMPT_COUNT, one);
         }
-    }
-
-    /// The protocol a request upgrades to, when that is allowed.
-    fn upgrade(&self, request: &Request, forward: &Forward) -> Option<HeaderValue> {
-        let asked = request.headers.get(header::UPGRADE)?;
-        if !has_token(&request.headers, &header::CONNECTION, "upgrade") {
-            return None;
-        }
-        let name = text(asked);
-        let is = |known: &str| known.eq_ignore_ascii_case(name);
-        let allowed = forward
-            .upgrades
-            .iter()
-            .find(|(known, _)| is(known))
-            .map_or_else(
-                || self.hcm.upgrades.iter().any(|known| is(known)),
-                |(_, on)| *on,
-            );
-        allowed.then(|| asked.clone())
     }
 }
 

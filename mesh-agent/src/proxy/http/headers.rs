@@ -7,6 +7,7 @@ use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
+use super::h1::has_token;
 use crate::config::model::headers::{AppendAction, FormatPart, HeaderMutations, HeaderTemplate};
 
 /// `x-request-id`
@@ -38,10 +39,11 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 
 /// Removes what is about one connection only, what `connection` lists included (RFC 9110, 7.6.1).
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if let Some(listed) = headers.remove(header::CONNECTION)
-        && let Ok(listed) = listed.to_str()
-    {
-        for name in listed.split(',').map(str::trim) {
+    if headers.contains_key(header::CONNECTION) {
+        join(headers, header::CONNECTION, b",");
+        let listed = headers.remove(header::CONNECTION);
+        let listed = listed.as_ref().and_then(|listed| listed.to_str().ok());
+        for name in listed.unwrap_or_default().split(',').map(str::trim) {
             // `te: trailers` is asked for end to end by gRPC.
             if !name.eq_ignore_ascii_case("te") {
                 headers.remove(name);
@@ -56,8 +58,42 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     ] {
         headers.remove(name);
     }
-    if headers.get(header::TE).is_some_and(|te| te != "trailers") {
-        headers.remove(header::TE);
+    if headers.contains_key(header::TE) {
+        if has_token(headers, &header::TE, "trailers") {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        } else {
+            headers.remove(header::TE);
+        }
+    }
+}
+
+/// Headers by which Envoys speak to each other: what comes from outside must not steer the mesh
+/// (Envoy: `ConnectionManagerUtility::cleanInternalHeaders`).
+const INTERNAL: [&str; 13] = [
+    "x-envoy-force-trace",
+    "x-envoy-hedge-on-per-try-timeout",
+    "x-envoy-internal",
+    "x-envoy-ip-tags",
+    "x-envoy-max-retries",
+    "x-envoy-original-url",
+    "x-envoy-retriable-header-names",
+    "x-envoy-retriable-status-codes",
+    "x-envoy-retry-grpc-on",
+    "x-envoy-retry-on",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-upstream-rq-timeout-alt-response",
+    "x-envoy-upstream-rq-timeout-ms",
+];
+
+/// Removes what a client must not say.
+pub(super) fn strip_internal(headers: &mut HeaderMap) {
+    if headers
+        .keys()
+        .any(|name| name.as_str().starts_with("x-envoy-"))
+    {
+        for name in INTERNAL {
+            headers.remove(name);
+        }
     }
 }
 

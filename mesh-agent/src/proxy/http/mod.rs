@@ -15,6 +15,7 @@ mod redirect;
 mod reply;
 mod rewrite;
 mod router;
+mod upgrade;
 mod upstream;
 
 use std::cell::Cell;

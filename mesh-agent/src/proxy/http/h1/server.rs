@@ -192,7 +192,7 @@ async fn one(
         expects_continue,
     } = head;
     wire.begin(framing);
-    if expects_continue && !wire.body_ended() {
+    if expects_continue {
         out.verbatim(b"HTTP/1.1 100 Continue\r\n\r\n");
         wire.write(out).await.ok()?;
     }
