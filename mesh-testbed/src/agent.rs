@@ -75,6 +75,26 @@ impl MeshAgent {
         Self::builder(testbed)?.start(config)
     }
 
+    fn ready(mut self) -> Result<Self> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if request(self.admin, "GET", "/ready").is_ok_and(|page| page.status == 200) {
+                return Ok(self);
+            }
+            if let Some(status) = self.child.try_wait()? {
+                self.stopped = true;
+                bail!("the agent stopped: {status}; its log:\n{}", self.log());
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "the agent is not ready after {PATIENCE:?}; its log:\n{}",
+                    self.log()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// An admin page.
     ///
     /// # Errors
@@ -239,24 +259,17 @@ impl MeshAgentBuilder {
     /// # Errors
     /// As [`MeshAgent::start`].
     pub fn start(self, config: &str) -> Result<MeshAgent> {
-        let mut agent = self.spawn(config)?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if request(agent.admin, "GET", "/ready").is_ok_and(|page| page.status == 200) {
-                return Ok(agent);
-            }
-            if let Some(status) = agent.child.try_wait()? {
-                agent.stopped = true;
-                bail!("the agent stopped: {status}; its log:\n{}", agent.log());
-            }
-            if Instant::now() > deadline {
-                bail!(
-                    "the agent is not ready after {PATIENCE:?}; its log:\n{}",
-                    agent.log()
-                );
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.spawn(config)?.ready()
+    }
+
+    /// As [`Self::start`], with a configuration that is somewhere else: a file or a directory.
+    /// [`MeshAgent::reconfigure`] has no effect.
+    ///
+    /// # Errors
+    /// As [`MeshAgent::start`].
+    pub fn start_from(self, config: &Path) -> Result<MeshAgent> {
+        let dir = tempfile::tempdir().context("cannot make a directory for the agent")?;
+        self.spawn_from(dir, config)?.ready()
     }
 
     /// Starts it and does not wait.
@@ -267,12 +280,17 @@ impl MeshAgentBuilder {
         let dir = tempfile::tempdir().context("cannot make a directory for the agent")?;
         let file = config_path(dir.path());
         std::fs::write(&file, config).context("cannot write the configuration")?;
+        self.spawn_from(dir, &file)
+    }
+
+    /// `dir` is for what the agent writes.
+    fn spawn_from(self, dir: tempfile::TempDir, config: &Path) -> Result<MeshAgent> {
         let log = File::create(dir.path().join("log")).context("cannot make the log")?;
         let mut command = Command::new(binary::agent()?);
         command
             .arg("run")
             .arg("--config")
-            .arg(&file)
+            .arg(config)
             .arg("--cgroup")
             .arg(&self.cgroup)
             .arg("--bpffs")

@@ -35,6 +35,12 @@ impl Config {
         self
     }
 
+    /// A pod given by one of its processes.
+    pub(crate) fn enrol_process(mut self, name: &str, pid: u32) -> Self {
+        let _ = writeln!(self.workloads, "  - {{name: {name}, pid: {pid}}}");
+        self
+    }
+
     pub(crate) fn mesh(mut self, line: &str) -> Self {
         let _ = writeln!(self.mesh, "  {line}");
         self
