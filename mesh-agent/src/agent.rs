@@ -18,7 +18,7 @@ use crate::cli::args::RunArgs;
 use crate::datapath::{Datapath, Options};
 use crate::proxy::Proxy;
 use crate::snapshot::{DnsTable, Inputs, SharedSnapshot, Snapshot, ViewId, compile};
-use crate::source::dns::{self, DnsSource, Queries, Resolver};
+use crate::source::dns::{self, DnsSource, DnsStats, Queries, Resolver};
 use crate::source::file::{self, Loaded, ReloadStatus};
 use crate::workload::{Manager, WorkloadState};
 
@@ -47,6 +47,7 @@ struct Agent {
     started: Instant,
     loaded: Arc<Loaded>,
     dns: Arc<DnsTable>,
+    dns_stats: Arc<DnsStats>,
     reloads: Arc<ReloadStatus>,
     snapshots: SharedSnapshot,
     datapath: Datapath,
@@ -88,6 +89,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         started: Instant::now(),
         loaded,
         dns: Arc::default(),
+        dns_stats: names.stats().clone(),
         reloads,
         snapshots,
         datapath,
@@ -220,6 +222,7 @@ impl StateHolder<'_> {
             datapath: &agent.datapath,
             workloads: agent.manager.status(),
             proxy: agent.proxy.stats(),
+            dns: &agent.dns_stats,
         };
         debug_assert!(
             state

@@ -1,13 +1,17 @@
 //! The agent as a child process, told what to do as an operator would.
 
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -41,6 +45,7 @@ pub struct MeshAgentBuilder {
     readiness: SocketAddr,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    resolv_conf: Option<PathBuf>,
 }
 
 impl MeshAgent {
@@ -64,6 +69,7 @@ impl MeshAgent {
             readiness: free().context("no port for readiness")?,
             args: Vec::new(),
             env: Vec::new(),
+            resolv_conf: None,
         })
     }
 
@@ -254,6 +260,13 @@ impl MeshAgentBuilder {
         self
     }
 
+    /// It sees this file as `/etc/resolv.conf`.
+    #[must_use]
+    pub fn resolv_conf(mut self, file: PathBuf) -> Self {
+        self.resolv_conf = Some(file);
+        self
+    }
+
     /// Starts it and waits until it is ready.
     ///
     /// # Errors
@@ -309,6 +322,11 @@ impl MeshAgentBuilder {
         let enter = cgroup::enter(&self.procs)?;
         // SAFETY: only system calls, see `cgroup::enter`.
         unsafe { command.pre_exec(enter) };
+        if let Some(file) = &self.resolv_conf {
+            let file = CString::new(file.as_os_str().as_bytes())?;
+            // SAFETY: only system calls.
+            unsafe { command.pre_exec(move || overlay(&file, c"/etc/resolv.conf")) };
+        }
         let child = command.spawn().context("cannot start the agent")?;
         Ok(MeshAgent {
             child,
@@ -332,6 +350,16 @@ impl Drop for MeshAgent {
             eprintln!("--- log of the agent\n{}---", &log[start..]);
         }
     }
+}
+
+/// Puts a file over another one for this process and its children only. What others mount is
+/// still seen: pods' namespaces are mounts.
+fn overlay(file: &CStr, over: &CStr) -> std::io::Result<()> {
+    const NONE: Option<&CStr> = None;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(NONE, c"/", NONE, MsFlags::MS_SLAVE | MsFlags::MS_REC, NONE)?;
+    mount(Some(file), over, NONE, MsFlags::MS_BIND, NONE)?;
+    Ok(())
 }
 
 fn config_path(dir: &Path) -> PathBuf {

@@ -11,6 +11,7 @@ use crate::config::model::workload::{AllOr, Capture};
 use crate::datapath::Datapath;
 use crate::proxy::ProxyStats;
 use crate::snapshot::Snapshot;
+use crate::source::dns::DnsStats;
 use crate::source::file::Reloads;
 use crate::store::ResourceSet;
 use crate::workload::WorkloadStatus;
@@ -113,6 +114,8 @@ pub struct State<'a> {
     pub workloads: Vec<WorkloadStatus>,
     /// The proxy's counters.
     pub proxy: &'a ProxyStats,
+    /// The name source's counters.
+    pub dns: &'a DnsStats,
 }
 
 const JSON: &str = "application/json";
@@ -319,6 +322,16 @@ impl State<'_> {
             "mesh_snapshot_generation",
             "gauge",
             one(self.snapshot.generation),
+        );
+        family(
+            "mesh_dns_resolutions_total",
+            "counter",
+            one(load(&self.dns.attempts)),
+        );
+        family(
+            "mesh_dns_resolution_failures_total",
+            "counter",
+            one(load(&self.dns.failures)),
         );
         let enrolled = self
             .workloads
