@@ -5,6 +5,13 @@
 //! every rule; the function it follows is named where it is not obvious.
 
 pub mod edf;
+pub mod hash;
 pub mod locality;
+pub mod maglev;
 pub mod priority;
+pub mod ring;
 pub mod rotation;
+pub mod subset;
+
+#[cfg(test)]
+mod consistent_tests;
