@@ -19,7 +19,7 @@ use crate::workload::{Pod, PodId};
 
 use super::http::pool::Pool;
 use super::stats::count;
-use super::tcp::Buffers;
+use super::tcp::TcpPool;
 use super::{ListenerKind, OriginalDst, PodListener, ProxyStats, accept};
 
 /// How often idle connections are looked at: whether the upstream closed them, or they were idle
@@ -46,7 +46,7 @@ pub(super) struct Shared {
 pub(super) struct Context {
     pub(super) shared: Shared,
     pub(super) pool: RefCell<Pool>,
-    pub(super) buffers: Buffers,
+    pub(super) bytes: TcpPool,
     /// Turns true once, when the agent stops.
     pub(super) draining: watch::Receiver<bool>,
 }
@@ -77,7 +77,7 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
     let context = Rc::new(Context {
         shared,
         pool: RefCell::default(),
-        buffers: Buffers::default(),
+        bytes: TcpPool::default(),
         draining,
     });
     let mut pods: HashMap<PodId, (u64, CancellationToken)> = HashMap::new();

@@ -14,9 +14,9 @@ use tokio::time::{Instant, sleep_until};
 use crate::proxy::sniff::Prefixed;
 use crate::proxy::worker::{Context, reset};
 
-use super::buffers::Buffers;
 use super::direction::Direction;
 use super::failed;
+use super::pool::Pool;
 
 /// What went through a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub(in crate::proxy) async fn copy(
     let moved = Cell::new(Instant::now());
     let result = {
         let copying = poll_fn(|cx| {
-            let result = both.poll(cx, &downstream, &upstream, &context.buffers);
+            let result = both.poll(cx, &downstream, &upstream, &context.bytes);
             if both.moved.take() {
                 moved.set(Instant::now());
             }
@@ -82,11 +82,11 @@ impl Both {
         cx: &mut Task<'_>,
         downstream: &TcpStream,
         upstream: &TcpStream,
-        buffers: &Buffers,
+        pool: &Pool,
     ) -> Poll<io::Result<()>> {
         let before = self.sent.bytes() + self.received.bytes();
-        let sent = self.sent.poll(cx, downstream, upstream, buffers)?;
-        let received = self.received.poll(cx, upstream, downstream, buffers)?;
+        let sent = self.sent.poll(cx, downstream, upstream, pool)?;
+        let received = self.received.poll(cx, upstream, downstream, pool)?;
         if self.sent.bytes() + self.received.bytes() != before {
             self.moved.set(true);
         }

@@ -8,7 +8,13 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use tokio::net::TcpStream;
 
-use super::buffers::{Buffer, Buffers, Size};
+use super::pool::{Buffer, Pool, PooledPipe, Size};
+
+/// Reads in a row that fill a large buffer's half, after which a stream is bulk and goes through a
+/// pipe.
+const BULK_READS: u8 = 4;
+/// A pipe filled with less than this is not worth its calls.
+const BULK_BYTES: usize = 16 << 10;
 
 /// How far a direction has come.
 #[derive(Debug)]
@@ -16,6 +22,8 @@ pub(super) struct Direction {
     state: State,
     /// For the next read.
     size: Size,
+    /// Large reads in a row, [`BULK_READS`] at most.
+    large_reads: u8,
     /// Bytes written so far.
     bytes: u64,
 }
@@ -28,6 +36,8 @@ enum State {
     Reading,
     /// The range of the buffer is still to be written.
     Writing(Buffer, Range<usize>),
+    /// What is in the pipe is still to be written.
+    Draining(PooledPipe),
     /// The reader ended, and the writer was told.
     Ended,
 }
@@ -41,6 +51,7 @@ impl Direction {
                 State::Prefix(prefix)
             },
             size: Size::default(),
+            large_reads: 0,
             bytes: 0,
         }
     }
@@ -58,12 +69,12 @@ impl Direction {
         cx: &mut Context<'_>,
         from: &TcpStream,
         to: &TcpStream,
-        buffers: &Buffers,
+        pool: &Pool,
     ) -> Poll<io::Result<()>> {
         loop {
             match &mut self.state {
                 State::Prefix(prefix) => {
-                    let written = ready!(poll_write(cx, to, prefix))?;
+                    let written = ready!(poll_write(cx, to, || to.try_write(prefix)))?;
                     self.bytes += written as u64;
                     let _ = prefix.split_to(written);
                     if prefix.is_empty() {
@@ -72,25 +83,36 @@ impl Direction {
                 }
                 State::Reading => {
                     ready!(from.poll_read_ready(cx))?;
-                    let mut buffer = buffers.take(self.size);
-                    match from.try_read(&mut buffer) {
+                    let read = if self.large_reads == BULK_READS {
+                        self.fill_pipe(from, pool)
+                    } else {
+                        self.fill_buffer(from, pool)
+                    };
+                    match read {
                         Ok(0) => {
                             shutdown(to)?;
                             self.state = State::Ended;
                         }
-                        Ok(read) => {
-                            self.size = self.next_size(read, buffer.len());
-                            self.state = State::Writing(buffer, 0..read);
+                        Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                            return Poll::Ready(Err(error));
                         }
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                        Err(error) => return Poll::Ready(Err(error)),
+                        _ => {}
                     }
                 }
                 State::Writing(buffer, left) => {
-                    let written = ready!(poll_write(cx, to, &buffer[left.clone()]))?;
+                    let bytes = &buffer[left.clone()];
+                    let written = ready!(poll_write(cx, to, || to.try_write(bytes)))?;
                     self.bytes += written as u64;
                     left.start += written;
                     if left.start == left.end {
+                        self.state = State::Reading;
+                    }
+                }
+                State::Draining(pipe) => {
+                    let pipe = pipe.get();
+                    let written = ready!(poll_write(cx, to, || pipe.drain(to)))?;
+                    self.bytes += written as u64;
+                    if pipe.filled() == 0 {
                         self.state = State::Reading;
                     }
                 }
@@ -99,20 +121,50 @@ impl Direction {
         }
     }
 
-    /// A read that fills its buffer is followed by a larger one, one that leaves most of it free
-    /// by a smaller.
-    fn next_size(&self, read: usize, room: usize) -> Size {
-        match self.size {
-            Size::Small if read == room => Size::Large,
-            Size::Large if read < room / 8 => Size::Small,
+    /// Reads into a buffer. The next one is larger if this was filled, and smaller if most of it
+    /// was left free.
+    fn fill_buffer(&mut self, from: &TcpStream, pool: &Pool) -> io::Result<usize> {
+        let mut buffer = pool.buffer(self.size);
+        let read = from.try_read(&mut buffer)?;
+        self.large_reads = match self.size {
+            Size::Large if read >= buffer.len() / 2 => self.large_reads + 1,
+            _ => 0,
+        };
+        self.size = match self.size {
+            Size::Small if read == buffer.len() => Size::Large,
+            Size::Large if read < buffer.len() / 8 => Size::Small,
             size => size,
+        };
+        if read > 0 {
+            self.state = State::Writing(buffer, 0..read);
         }
+        Ok(read)
+    }
+
+    fn fill_pipe(&mut self, from: &TcpStream, pool: &Pool) -> io::Result<usize> {
+        let Ok(mut pipe) = pool.pipe() else {
+            // Out of descriptors: it goes without.
+            self.large_reads = 0;
+            return self.fill_buffer(from, pool);
+        };
+        let read = pipe.get().fill(from)?;
+        if read < BULK_BYTES {
+            self.large_reads = 0;
+        }
+        if read > 0 {
+            self.state = State::Draining(pipe);
+        }
+        Ok(read)
     }
 }
 
-fn poll_write(cx: &mut Context<'_>, to: &TcpStream, bytes: &[u8]) -> Poll<io::Result<usize>> {
+fn poll_write(
+    cx: &mut Context<'_>,
+    to: &TcpStream,
+    mut write: impl FnMut() -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
     loop {
-        match to.try_write(bytes) {
+        match write() {
             Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 ready!(to.poll_write_ready(cx))?;

@@ -1,9 +1,10 @@
 //! TCP proxying: both directions until both have ended, each end forwarded as it comes.
 
-mod buffers;
 mod connect;
 mod copy;
 mod direction;
+mod pipe;
+mod pool;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,9 +23,9 @@ use super::sniff::Prefixed;
 use super::stats::count;
 use super::worker::{Context, reset};
 
-pub(super) use buffers::Buffers;
 pub(super) use connect::{ConnectError, Open, connect};
 pub(super) use copy::copy;
+pub(super) use pool::Pool as TcpPool;
 
 /// Serves a connection through a `tcp_proxy`.
 pub(super) async fn serve(

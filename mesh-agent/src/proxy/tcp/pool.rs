@@ -1,19 +1,24 @@
 //! Memory for bytes in flight: a pool a worker, of which an idle connection holds nothing.
 
 use std::cell::RefCell;
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
+
+use super::pipe::Pipe;
 
 /// What most reads fit in.
 const SMALL: usize = 16 << 10;
 /// For streams that fill small ones.
 const LARGE: usize = 128 << 10;
-/// Most bytes of each kind that are kept when nobody needs them.
+/// Most bytes of each kind of buffer that are kept when nobody needs them.
 const KEPT: usize = 2 << 20;
+/// Most pipes that are kept when nobody needs them.
+const KEPT_PIPES: usize = 32;
 
 /// How much a read should take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(in crate::proxy) enum Size {
+pub(super) enum Size {
     #[default]
     Small,
     Large,
@@ -28,14 +33,15 @@ impl Size {
     }
 }
 
-/// The buffers of a worker.
+/// The buffers and pipes of a worker.
 #[derive(Debug, Clone, Default)]
-pub(in crate::proxy) struct Buffers(Rc<RefCell<Free>>);
+pub(in crate::proxy) struct Pool(Rc<RefCell<Free>>);
 
 #[derive(Debug, Default)]
 struct Free {
     small: Vec<Box<[u8]>>,
     large: Vec<Box<[u8]>>,
+    pipes: Vec<Pipe>,
 }
 
 impl Free {
@@ -47,15 +53,31 @@ impl Free {
     }
 }
 
-impl Buffers {
+impl Pool {
     /// A buffer with whatever the last user left in it.
-    pub(super) fn take(&self, size: Size) -> Buffer {
+    pub(super) fn buffer(&self, size: Size) -> Buffer {
         let free = self.0.borrow_mut().of(size).pop();
         Buffer {
             bytes: free.unwrap_or_else(|| vec![0; size.bytes()].into_boxed_slice()),
             size,
             pool: self.clone(),
         }
+    }
+
+    /// An empty pipe.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub(super) fn pipe(&self) -> io::Result<PooledPipe> {
+        let free = self.0.borrow_mut().pipes.pop();
+        let pipe = match free {
+            Some(pipe) => pipe,
+            None => Pipe::new()?,
+        };
+        Ok(PooledPipe {
+            pipe: Some(pipe),
+            pool: self.clone(),
+        })
     }
 }
 
@@ -64,7 +86,7 @@ impl Buffers {
 pub(super) struct Buffer {
     bytes: Box<[u8]>,
     size: Size,
-    pool: Buffers,
+    pool: Pool,
 }
 
 impl Deref for Buffer {
@@ -91,20 +113,55 @@ impl Drop for Buffer {
     }
 }
 
+/// A pipe in use; drop gives it back, unless somebody's bytes are still in it.
+#[derive(Debug)]
+pub(super) struct PooledPipe {
+    pipe: Option<Pipe>,
+    pool: Pool,
+}
+
+impl PooledPipe {
+    pub(super) fn get(&mut self) -> &mut Pipe {
+        self.pipe.as_mut().expect("only drop takes it")
+    }
+}
+
+impl Drop for PooledPipe {
+    fn drop(&mut self) {
+        let free = &mut self.pool.0.borrow_mut().pipes;
+        if let Some(pipe) = self.pipe.take()
+            && pipe.filled() == 0
+            && free.len() < KEPT_PIPES
+        {
+            free.push(pipe);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn buffers_are_used_again_and_not_hoarded() {
-        let buffers = Buffers::default();
-        let mut first = buffers.take(Size::Large);
+        let pool = Pool::default();
+        let mut first = pool.buffer(Size::Large);
         first[0] = 7;
         drop(first);
-        assert_eq!(buffers.take(Size::Large)[0], 7);
-        let many: Vec<Buffer> = (0..1000).map(|_| buffers.take(Size::Small)).collect();
+        assert_eq!(pool.buffer(Size::Large)[0], 7);
+        let many: Vec<Buffer> = (0..1000).map(|_| pool.buffer(Size::Small)).collect();
         drop(many);
-        let kept = buffers.0.borrow().small.len() * SMALL;
+        let kept = pool.0.borrow().small.len() * SMALL;
         assert_eq!(kept, KEPT);
+    }
+
+    #[test]
+    fn pipes_are_used_again_and_not_hoarded() {
+        let pool = Pool::default();
+        let many: Vec<PooledPipe> = (0..50).map(|_| pool.pipe().expect("descriptors")).collect();
+        drop(many);
+        assert_eq!(pool.0.borrow().pipes.len(), KEPT_PIPES);
+        let _taken = pool.pipe();
+        assert_eq!(pool.0.borrow().pipes.len(), KEPT_PIPES - 1);
     }
 }
