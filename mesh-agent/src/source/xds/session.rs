@@ -1,0 +1,381 @@
+//! The client's side of aggregated discovery, without I/O: what is received goes in, what is to
+//! be sent comes out, and time is an argument.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+};
+use envoy_types::pb::google::protobuf::Any;
+use envoy_types::pb::google::rpc::Status;
+use prost::Message as _;
+
+use crate::store::ResourceSet;
+
+use super::cache::Cache;
+use super::decode::{Interner, name_of};
+use super::delta::Delta;
+use super::publish::{Holds, publish};
+use super::sotw::Sotw;
+use super::status::XdsStatus;
+use super::types::{PerType, ResourceType};
+
+/// How long the server may say nothing of a resource before it is taken not to exist
+/// (Envoy: `initial_fetch_timeout`; xDS: 15 s).
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
+/// gRPC's code for what a NACK says.
+const INVALID_ARGUMENT: i32 = 3;
+/// Longest text of a NACK.
+const MAX_NACK: usize = 4096;
+/// Some servers wrap resources in it in both variants.
+const WRAPPER: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
+
+/// How updates are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Changes only.
+    #[default]
+    Delta,
+    /// Everything of a kind, or what was asked for.
+    Sotw,
+}
+
+/// A message to the server.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Request {
+    Delta(DeltaDiscoveryRequest),
+    Sotw(DiscoveryRequest),
+}
+
+/// A message from the server.
+#[derive(Debug, Clone)]
+pub(super) enum Response {
+    Delta(DeltaDiscoveryResponse),
+    Sotw(DiscoveryResponse),
+}
+
+#[derive(Debug)]
+enum Stream {
+    Delta(Delta),
+    Sotw(Sotw),
+}
+
+/// Everything a view knows. It outlives streams.
+#[derive(Debug)]
+pub(super) struct Session {
+    mode: Mode,
+    node: Node,
+    interner: Arc<Interner>,
+    stream: Option<Stream>,
+    cache: Cache,
+    /// When what was asked for and did not come is taken not to exist.
+    expected: BTreeMap<(ResourceType, String), Instant>,
+    /// Kinds of which a response came, on any stream.
+    heard: PerType<bool>,
+    holds: Holds,
+    published: Arc<ResourceSet>,
+    status: XdsStatus,
+}
+
+impl Session {
+    pub(super) fn new(mode: Mode, node: Node, server: String, interner: Arc<Interner>) -> Self {
+        Self {
+            mode,
+            node,
+            interner,
+            stream: None,
+            cache: Cache::default(),
+            expected: BTreeMap::new(),
+            heard: PerType::default(),
+            holds: Holds::default(),
+            published: Arc::default(),
+            status: XdsStatus {
+                server,
+                ..XdsStatus::default()
+            },
+        }
+    }
+
+    pub(super) fn status(&self) -> &XdsStatus {
+        &self.status
+    }
+
+    /// A stream was opened; returns what to send.
+    pub(super) fn opened(&mut self, now: Instant) -> Vec<Request> {
+        let node = self.node.clone();
+        self.stream = Some(match self.mode {
+            Mode::Delta => Stream::Delta(Delta::new(node)),
+            Mode::Sotw => Stream::Sotw(Sotw::new(node)),
+        });
+        self.status.connected = true;
+        self.status.since = Some(SystemTime::now());
+        self.status.streams += 1;
+        self.ask(now)
+    }
+
+    /// The stream ended. Everything it delivered stays in use.
+    pub(super) fn closed(&mut self, reason: String) {
+        self.stream = None;
+        self.expected.clear();
+        self.status.connected = false;
+        self.status.since = Some(SystemTime::now());
+        self.status.error = Some(reason);
+    }
+
+    /// Asks for what is wanted and was not asked for.
+    fn ask(&mut self, now: Instant) -> Vec<Request> {
+        let mut requests = Vec::new();
+        let Some(stream) = &mut self.stream else {
+            return requests;
+        };
+        for kind in ResourceType::ALL {
+            let wanted = self.cache.wanted(kind);
+            if !kind.is_wildcard() {
+                self.cache.retain(kind, &wanted);
+                self.expected
+                    .retain(|(of, name), _| *of != kind || wanted.contains(name));
+            }
+            let asked = match stream {
+                Stream::Delta(delta) => {
+                    let held = self.cache.versions(kind);
+                    let asked = delta.ask(kind, &wanted, &held);
+                    asked.map(|(request, names)| (Request::Delta(request), names))
+                }
+                Stream::Sotw(sotw) => {
+                    let version = &self.status.types.get(kind).version;
+                    let asked = sotw.ask(kind, &wanted, version);
+                    asked.map(|(request, names)| (Request::Sotw(request), names))
+                }
+            };
+            let Some((request, names)) = asked else {
+                continue;
+            };
+            requests.push(request);
+            for name in names {
+                if self
+                    .cache
+                    .get(kind, &name)
+                    .is_none_or(|entry| entry.good.is_none())
+                {
+                    self.expected.insert((kind, name), now + PATIENCE);
+                }
+            }
+        }
+        requests
+    }
+
+    /// A response came; returns what to send.
+    pub(super) fn received(&mut self, response: Response, now: Instant) -> Vec<Request> {
+        let mut requests = match response {
+            Response::Delta(response) => self.delta(&response),
+            Response::Sotw(response) => self.sotw(&response),
+        };
+        requests.extend(self.ask(now));
+        requests
+    }
+
+    fn delta(&mut self, response: &DeltaDiscoveryResponse) -> Vec<Request> {
+        let asked = |kind| matches!(&self.stream, Some(Stream::Delta(delta)) if delta.asked(kind));
+        let Some(kind) = ResourceType::of(&response.type_url).filter(|kind| asked(*kind)) else {
+            tracing::warn!(kind = %response.type_url, "the server sent what it was not asked for");
+            return Vec::new();
+        };
+        let mut errors = Vec::new();
+        for resource in &response.resources {
+            let taken = match &resource.resource {
+                Some(any) => self.take(kind, &resource.name, &resource.version, any),
+                None => Err("the resource is empty".into()),
+            };
+            if let Err(reason) = taken {
+                self.refuse(kind, &resource.name, &resource.version, &reason);
+                errors.push(format!("{}: {reason}", resource.name));
+            }
+        }
+        for name in &response.removed_resources {
+            self.expected.remove(&(kind, name.clone()));
+            self.cache.remove(kind, name);
+        }
+        self.note(kind, &response.system_version_info, &errors);
+        vec![Request::Delta(Delta::answer(response, nack(&errors)))]
+    }
+
+    fn sotw(&mut self, response: &DiscoveryResponse) -> Vec<Request> {
+        let asked = |kind| matches!(&self.stream, Some(Stream::Sotw(sotw)) if sotw.asked(kind));
+        let Some(kind) = ResourceType::of(&response.type_url).filter(|kind| asked(*kind)) else {
+            tracing::warn!(kind = %response.type_url, "the server sent what it was not asked for");
+            return Vec::new();
+        };
+        let version = &response.version_info;
+        let mut errors = Vec::new();
+        let mut seen = BTreeSet::new();
+        for any in &response.resources {
+            let unwrapped = unwrap(any);
+            let (name, any) = match &unwrapped {
+                Ok(Some(wrapped)) => match &wrapped.resource {
+                    Some(inner) if !wrapped.name.is_empty() => (Ok(wrapped.name.clone()), inner),
+                    Some(inner) => (name_of(kind, inner), inner),
+                    None => (Err("the resource is empty".to_owned()), any),
+                },
+                Ok(None) => (name_of(kind, any), any),
+                Err(reason) => (Err(reason.clone()), any),
+            };
+            let name = match name {
+                Ok(name) => name,
+                Err(reason) => {
+                    errors.push(reason);
+                    continue;
+                }
+            };
+            if let Err(reason) = self.take(kind, &name, version, any) {
+                self.refuse(kind, &name, version, &reason);
+                errors.push(format!("{name}: {reason}"));
+            }
+            seen.insert(name);
+        }
+        // A response with the whole world also says what is not in it. What could not even be
+        // named may be any of what is missing, so then nothing is taken for removed.
+        if kind.is_wildcard() && seen.len() == response.resources.len() {
+            let gone: Vec<String> = self
+                .cache
+                .of(kind)
+                .keys()
+                .filter(|name| !seen.contains(*name))
+                .cloned()
+                .collect();
+            for name in gone {
+                self.cache.remove(kind, &name);
+            }
+        }
+        self.note(kind, version, &errors);
+        let accepted = self.status.types.get(kind).version.clone();
+        match &mut self.stream {
+            Some(Stream::Sotw(sotw)) => {
+                vec![Request::Sotw(sotw.answer(
+                    kind,
+                    response,
+                    &accepted,
+                    nack(&errors),
+                ))]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn take(
+        &mut self,
+        kind: ResourceType,
+        name: &str,
+        version: &str,
+        any: &Any,
+    ) -> Result<(), String> {
+        self.expected.remove(&(kind, name.to_owned()));
+        let decoded = self.interner.decode(kind, name, any)?;
+        self.cache.accept(kind, name, version, decoded);
+        Ok(())
+    }
+
+    fn refuse(&mut self, kind: ResourceType, name: &str, version: &str, reason: &str) {
+        tracing::warn!(%kind, name, version, reason, "a resource was refused; what it replaces stays in use");
+        self.cache.reject(kind, name, version, reason);
+    }
+
+    fn note(&mut self, kind: ResourceType, version: &str, errors: &[String]) {
+        *self.heard.get_mut(kind) = true;
+        let now = SystemTime::now();
+        let status = self.status.types.get_mut(kind);
+        status.responses += 1;
+        status.updated = Some(now);
+        if errors.is_empty() {
+            version.clone_into(&mut status.version);
+            status.error = None;
+            self.status.updated = Some(now);
+        } else {
+            status.rejected += 1;
+            status.error = Some(errors.join("; "));
+        }
+    }
+
+    /// When [`Self::expire`] or [`Self::publish`] has something to do without a response.
+    pub(super) fn next_timer(&self, now: Instant) -> Option<Instant> {
+        let expected = self.expected.values().min().copied();
+        expected.into_iter().chain(self.holds.next(now)).min()
+    }
+
+    /// Gives up waiting for what did not come in time.
+    pub(super) fn expire(&mut self, now: Instant) {
+        let late: Vec<(ResourceType, String)> = self
+            .expected
+            .iter()
+            .filter(|(_, deadline)| **deadline <= now)
+            .map(|(key, _)| key.clone())
+            .collect();
+        for (kind, name) in late {
+            tracing::warn!(%kind, name, seconds = PATIENCE.as_secs(), "the server did not send a resource; it is taken not to exist");
+            self.cache.expire(kind, &name);
+            self.expected.remove(&(kind, name));
+        }
+    }
+
+    /// What may be used by now.
+    pub(super) fn publish(&mut self, now: Instant) -> Arc<ResourceSet> {
+        let next = publish(&self.cache, &self.published, &mut self.holds, now);
+        for kind in ResourceType::ALL {
+            self.status.types.get_mut(kind).resources = match kind {
+                ResourceType::Cluster => next.clusters.len(),
+                ResourceType::Endpoint => next.endpoints.len(),
+                ResourceType::Listener => next.listeners.len(),
+                ResourceType::Route => next.routes.len(),
+            };
+        }
+        self.published = Arc::new(next);
+        self.published.clone()
+    }
+
+    /// Whether the first configuration is complete: listeners and clusters came, and nothing
+    /// they refer to is waited for.
+    pub(super) fn complete(&self) -> bool {
+        let heard = |kind| *self.heard.get(kind);
+        heard(ResourceType::Cluster)
+            && heard(ResourceType::Listener)
+            && self.expected.is_empty()
+            && self.holds.is_empty()
+    }
+}
+
+#[cfg(test)]
+impl Session {
+    /// Whether endpoints are known not to exist; `None`: nothing is known.
+    pub(super) fn cache_says_absent(&self, name: &str) -> Option<bool> {
+        let entry = self.cache.get(ResourceType::Endpoint, name)?;
+        Some(entry.absent)
+    }
+}
+
+/// A rejection that names every resource, cut to a bearable length.
+fn nack(errors: &[String]) -> Option<Status> {
+    if errors.is_empty() {
+        return None;
+    }
+    let mut message = errors.join("\n");
+    if message.len() > MAX_NACK {
+        message.truncate(message.floor_char_boundary(MAX_NACK));
+        message.push_str("...");
+    }
+    Some(Status {
+        code: INVALID_ARGUMENT,
+        message,
+        ..Status::default()
+    })
+}
+
+fn unwrap(any: &Any) -> Result<Option<Resource>, String> {
+    if any.type_url != WRAPPER {
+        return Ok(None);
+    }
+    Resource::decode(any.value.as_slice())
+        .map(Some)
+        .map_err(|error| format!("malformed Resource: {error}"))
+}

@@ -1,0 +1,452 @@
+//! The protocol, message by message.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, DiscoveryType, EdsClusterConfig,
+};
+use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+};
+use envoy_types::pb::google::protobuf::Any;
+use prost::Message;
+
+use super::decode::Interner;
+use super::publish::HOLD;
+use super::session::{Mode, PATIENCE, Request, Response, Session};
+use super::types::ResourceType::{
+    self, Cluster as Cds, Endpoint as Eds, Listener as Lds, Route as Rds,
+};
+
+fn any(kind: ResourceType, message: &impl Message) -> Any {
+    Any {
+        type_url: kind.url().into(),
+        value: message.encode_to_vec(),
+    }
+}
+
+fn eds(name: &str) -> Any {
+    let cluster = Cluster {
+        name: name.into(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
+        eds_cluster_config: Some(EdsClusterConfig::default()),
+        ..Cluster::default()
+    };
+    any(Cds, &cluster)
+}
+
+fn endpoints(name: &str, policy: bool) -> Any {
+    use envoy_types::pb::envoy::config::endpoint::v3::cluster_load_assignment::Policy;
+    let assignment = ClusterLoadAssignment {
+        cluster_name: name.into(),
+        policy: policy.then(Policy::default),
+        ..ClusterLoadAssignment::default()
+    };
+    any(Eds, &assignment)
+}
+
+/// A listener and routes from JSON, through the same descriptors as the file source.
+fn json(kind: ResourceType, text: &str) -> Any {
+    let name = kind.url().rsplit('/').next().unwrap();
+    let descriptor = crate::config::descriptors::pool()
+        .get_message_by_name(name)
+        .unwrap();
+    let mut json = serde_json::Deserializer::from_str(text);
+    let message = prost_reflect::DynamicMessage::deserialize(descriptor, &mut json).unwrap();
+    Any {
+        type_url: kind.url().into(),
+        value: prost_reflect::prost::Message::encode_to_vec(&message),
+    }
+}
+
+fn http_listener(name: &str, routes: &str) -> Any {
+    let text = format!(
+        r#"{{"name": "{name}", "traffic_direction": "OUTBOUND",
+        "address": {{"socket_address": {{"address": "10.1.0.1", "port_value": 80}}}},
+        "filter_chains": [{{"filters": [{{"name": "http", "typed_config": {{
+          "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+          "stat_prefix": "x", "rds": {{"route_config_name": "{routes}", "config_source": {{"ads": {{}}}}}},
+          "http_filters": [{{"name": "router", "typed_config": {{
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}}}]}}}}]}}]}}"#
+    );
+    json(Lds, &text)
+}
+
+fn routes(name: &str, cluster: &str) -> Any {
+    let text = format!(
+        r#"{{"name": "{name}", "virtual_hosts": [{{"name": "v", "domains": ["*"],
+        "routes": [{{"match": {{"prefix": "/"}}, "route": {{"cluster": "{cluster}"}}}}]}}]}}"#
+    );
+    json(Rds, &text)
+}
+
+/// A session and a clock.
+struct Side {
+    session: Session,
+    now: Instant,
+    nonce: u32,
+}
+
+impl Side {
+    fn new(mode: Mode) -> Self {
+        Self {
+            session: Session::new(mode, Node::default(), "test".into(), Arc::default()),
+            now: Instant::now(),
+            nonce: 0,
+        }
+    }
+
+    fn deltas(requests: Vec<Request>) -> Vec<DeltaDiscoveryRequest> {
+        let delta = |request| match request {
+            Request::Delta(request) => request,
+            Request::Sotw(_) => panic!("not delta: {request:?}"),
+        };
+        requests.into_iter().map(delta).collect()
+    }
+
+    fn sotws(requests: Vec<Request>) -> Vec<DiscoveryRequest> {
+        let sotw = |request| match request {
+            Request::Sotw(request) => request,
+            Request::Delta(_) => panic!("not state of the world: {request:?}"),
+        };
+        requests.into_iter().map(sotw).collect()
+    }
+
+    fn delta(
+        &mut self,
+        kind: ResourceType,
+        resources: &[(&str, &str, Any)],
+        removed: &[&str],
+    ) -> Vec<DeltaDiscoveryRequest> {
+        self.nonce += 1;
+        let response = DeltaDiscoveryResponse {
+            type_url: kind.url().into(),
+            nonce: self.nonce.to_string(),
+            resources: resources
+                .iter()
+                .map(|(name, version, any)| Resource {
+                    name: (*name).into(),
+                    version: (*version).into(),
+                    resource: Some(any.clone()),
+                    ..Resource::default()
+                })
+                .collect(),
+            removed_resources: removed.iter().map(|name| (*name).into()).collect(),
+            ..DeltaDiscoveryResponse::default()
+        };
+        let requests = self.session.received(Response::Delta(response), self.now);
+        self.session.publish(self.now);
+        Self::deltas(requests)
+    }
+
+    fn sotw(
+        &mut self,
+        kind: ResourceType,
+        version: &str,
+        resources: &[Any],
+    ) -> Vec<DiscoveryRequest> {
+        self.nonce += 1;
+        let response = DiscoveryResponse {
+            type_url: kind.url().into(),
+            nonce: self.nonce.to_string(),
+            version_info: version.into(),
+            resources: resources.to_vec(),
+            ..DiscoveryResponse::default()
+        };
+        let requests = self.session.received(Response::Sotw(response), self.now);
+        self.session.publish(self.now);
+        Self::sotws(requests)
+    }
+
+    fn clusters(&mut self) -> Vec<String> {
+        let published = self.session.publish(self.now);
+        published.clusters.keys().map(ToString::to_string).collect()
+    }
+
+    fn route_cluster(&mut self) -> Option<String> {
+        let published = self.session.publish(self.now);
+        let routes = published.routes.values().next()?;
+        let mut clusters = routes.value.clusters();
+        clusters.next().map(|(_, name)| name.to_string())
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.now += time;
+        self.session.expire(self.now);
+    }
+}
+
+#[test]
+fn a_delta_stream_begins_with_clusters_and_listeners() {
+    let mut side = Side::new(Mode::Delta);
+    let first = Side::deltas(side.session.opened(side.now));
+    let kinds: Vec<&str> = first
+        .iter()
+        .map(|request| request.type_url.as_str())
+        .collect();
+    assert_eq!(kinds, [Cds.url(), Lds.url()]);
+    assert!(first[0].node.is_some() && first[1].node.is_none());
+    assert!(
+        first
+            .iter()
+            .all(|request| request.resource_names_subscribe.is_empty())
+    );
+}
+
+#[test]
+fn names_are_asked_for_once_and_given_up_when_nobody_refers_to_them() {
+    let mut side = Side::new(Mode::Delta);
+    side.session.opened(side.now);
+    let sent = side.delta(Cds, &[("a", "1", eds("a")), ("b", "1", eds("b"))], &[]);
+    assert_eq!(sent.len(), 2, "{sent:?}");
+    assert_eq!(
+        (sent[0].response_nonce.as_str(), &sent[0].error_detail),
+        ("1", &None)
+    );
+    assert_eq!(sent[1].resource_names_subscribe, ["a", "b"]);
+    let sent = side.delta(Cds, &[("c", "1", eds("c"))], &["a"]);
+    assert_eq!(sent[1].resource_names_subscribe, ["c"]);
+    assert_eq!(sent[1].resource_names_unsubscribe, ["a"]);
+    let sent = side.delta(Cds, &[("c", "2", eds("c"))], &[]);
+    assert_eq!(sent.len(), 1, "nothing new to ask for: {sent:?}");
+}
+
+#[test]
+fn what_is_right_of_a_response_is_taken_and_what_is_wrong_is_named() {
+    for mode in [Mode::Delta, Mode::Sotw] {
+        let mut side = Side::new(mode);
+        side.session.opened(side.now);
+        let wrong = any(
+            Cds,
+            &Cluster {
+                name: "wrong".into(),
+                lb_policy: 99,
+                ..Cluster::default()
+            },
+        );
+        let right = any(
+            Cds,
+            &Cluster {
+                name: "right".into(),
+                ..Cluster::default()
+            },
+        );
+        let (error, version) = match mode {
+            Mode::Delta => {
+                let sent = side.delta(Cds, &[("wrong", "1", wrong), ("right", "1", right)], &[]);
+                (sent[0].error_detail.clone(), String::new())
+            }
+            Mode::Sotw => {
+                let sent = side.sotw(Cds, "1", &[wrong, right]);
+                (sent[0].error_detail.clone(), sent[0].version_info.clone())
+            }
+        };
+        let error = error.expect("a rejection").message;
+        assert!(
+            error.contains("wrong: lb_policy") && !error.contains("right"),
+            "{error}"
+        );
+        assert_eq!(version, "", "nothing was accepted whole yet");
+        assert_eq!(side.clusters(), ["right"]);
+        assert_eq!(side.session.status().types.get(Cds).rejected, 1);
+    }
+}
+
+#[test]
+fn a_refused_version_leaves_the_one_before_in_use() {
+    let mut side = Side::new(Mode::Sotw);
+    side.session.opened(side.now);
+    let good = any(
+        Cds,
+        &Cluster {
+            name: "a".into(),
+            ..Cluster::default()
+        },
+    );
+    let sent = side.sotw(Cds, "1", &[good]);
+    assert_eq!(sent[0].version_info, "1");
+    let bad = any(
+        Cds,
+        &Cluster {
+            name: "a".into(),
+            lb_policy: 99,
+            ..Cluster::default()
+        },
+    );
+    let sent = side.sotw(Cds, "2", &[bad]);
+    assert_eq!(
+        (
+            sent[0].version_info.as_str(),
+            sent[0].response_nonce.as_str()
+        ),
+        ("1", "2")
+    );
+    assert!(sent[0].error_detail.is_some());
+    assert_eq!(side.clusters(), ["a"]);
+    // What has no name cannot be told from what is missing, so nothing is removed.
+    let garbage = Any {
+        type_url: Cds.url().into(),
+        value: vec![0xff, 0xff],
+    };
+    let sent = side.sotw(Cds, "3", &[garbage]);
+    assert!(sent[0].error_detail.is_some());
+    assert_eq!(side.clusters(), ["a"]);
+    side.sotw(Cds, "4", &[]);
+    assert!(side.clusters().is_empty());
+}
+
+#[test]
+fn a_new_stream_tells_what_is_held_and_keeps_it_in_use() {
+    let mut side = Side::new(Mode::Delta);
+    side.session.opened(side.now);
+    side.delta(Cds, &[("a", "7", eds("a"))], &[]);
+    side.delta(Eds, &[("a", "8", endpoints("a", false))], &[]);
+    side.session.closed("test".into());
+    assert_eq!(side.clusters(), ["a"]);
+    let first = Side::deltas(side.session.opened(side.now));
+    let of = |kind: ResourceType| first.iter().find(|r| r.type_url == kind.url()).unwrap();
+    assert_eq!(of(Cds).initial_resource_versions["a"], "7");
+    assert_eq!(of(Eds).initial_resource_versions["a"], "8");
+    assert_eq!(of(Eds).resource_names_subscribe, ["a"]);
+
+    let mut side = Side::new(Mode::Sotw);
+    side.session.opened(side.now);
+    side.sotw(Cds, "7", &[eds("a")]);
+    side.session.closed("test".into());
+    let first = Side::sotws(side.session.opened(side.now));
+    assert_eq!(
+        (
+            first[0].version_info.as_str(),
+            first[0].response_nonce.as_str()
+        ),
+        ("7", "")
+    );
+}
+
+#[test]
+fn a_cluster_waits_for_its_endpoints_but_not_for_ever() {
+    let mut side = Side::new(Mode::Delta);
+    side.session.opened(side.now);
+    side.delta(Lds, &[], &[]);
+    side.delta(Cds, &[("a", "1", eds("a")), ("b", "1", eds("b"))], &[]);
+    assert!(side.clusters().is_empty() && !side.session.complete());
+    side.delta(Eds, &[("a", "1", endpoints("a", false))], &[]);
+    assert_eq!(side.clusters(), ["a"]);
+    side.wait(PATIENCE - Duration::from_millis(1));
+    assert_eq!(side.clusters(), ["a"]);
+    side.wait(Duration::from_millis(2));
+    assert_eq!(
+        side.clusters(),
+        ["a", "b"],
+        "endpoints that never come do not exist"
+    );
+    assert!(side.session.complete());
+}
+
+#[test]
+fn the_wait_begins_when_the_request_can_be_sent() {
+    let mut side = Side::new(Mode::Delta);
+    side.session.opened(side.now);
+    side.delta(Cds, &[("a", "1", eds("a"))], &[]);
+    side.session.closed("test".into());
+    assert_eq!(
+        side.session.next_timer(side.now).map(|t| t - side.now),
+        Some(HOLD)
+    );
+    side.wait(Duration::from_secs(1));
+    side.session.opened(side.now);
+    side.wait(PATIENCE - Duration::from_secs(1));
+    assert!(side.session.cache_says_absent("a").is_none());
+    side.wait(Duration::from_secs(2));
+    assert_eq!(side.session.cache_says_absent("a"), Some(true));
+}
+
+#[test]
+fn routes_wait_for_clusters_and_removed_clusters_for_routes() {
+    let mut side = Side::new(Mode::Delta);
+    side.session.opened(side.now);
+    let plain = |name: &str| {
+        any(
+            Cds,
+            &Cluster {
+                name: name.into(),
+                ..Cluster::default()
+            },
+        )
+    };
+    side.delta(Cds, &[("a", "1", plain("a"))], &[]);
+    side.delta(Lds, &[("l", "1", http_listener("l", "r"))], &[]);
+    assert!(
+        side.session.publish(side.now).listeners.is_empty(),
+        "its routes are not here"
+    );
+    side.delta(Rds, &[("r", "1", routes("r", "a"))], &[]);
+    assert_eq!(side.session.publish(side.now).listeners.len(), 1);
+    // The new route comes before the cluster it needs.
+    side.delta(Rds, &[("r", "2", routes("r", "b"))], &[]);
+    assert_eq!(side.route_cluster().as_deref(), Some("a"));
+    side.delta(Cds, &[("b", "1", plain("b"))], &["a"]);
+    assert_eq!(side.route_cluster().as_deref(), Some("b"));
+    assert_eq!(side.clusters(), ["b"]);
+    // A cluster is removed before the route that still needs it.
+    side.delta(Cds, &[], &["b"]);
+    assert_eq!(side.clusters(), ["b"]);
+    side.wait(HOLD + Duration::from_secs(1));
+    assert!(side.clusters().is_empty());
+    assert_eq!(side.route_cluster().as_deref(), Some("b"));
+}
+
+#[test]
+fn equal_resources_are_one() {
+    let interner = Arc::<Interner>::default();
+    let value = |session: &mut Session, now| {
+        session
+            .publish(now)
+            .endpoints
+            .values()
+            .next()
+            .unwrap()
+            .value
+            .clone()
+    };
+    let mut values = Vec::new();
+    for _ in 0..2 {
+        let mut side = Side::new(Mode::Delta);
+        side.session = Session::new(
+            Mode::Delta,
+            Node::default(),
+            "test".into(),
+            interner.clone(),
+        );
+        side.session.opened(side.now);
+        side.delta(Cds, &[("a", "1", eds("a"))], &[]);
+        side.delta(Eds, &[("a", "1", endpoints("a", true))], &[]);
+        values.push(value(&mut side.session, side.now));
+    }
+    assert!(Arc::ptr_eq(&values[0], &values[1]));
+}
+
+#[test]
+fn a_resource_under_another_name_is_refused() {
+    let mut side = Side::new(Mode::Delta);
+    side.session.opened(side.now);
+    let sent = side.delta(Cds, &[("other", "1", eds("a"))], &[]);
+    let error = sent[0].error_detail.clone().unwrap().message;
+    assert!(error.contains("its name inside is \"a\""), "{error}");
+    let sent = side.delta(Lds, &[("a", "1", eds("a"))], &[]);
+    assert!(sent[0].error_detail.is_some());
+}
+
+#[test]
+fn what_nobody_asked_for_is_not_acknowledged() {
+    let mut side = Side::new(Mode::Delta);
+    side.session.opened(side.now);
+    assert!(
+        side.delta(Rds, &[("r", "1", routes("r", "a"))], &[])
+            .is_empty()
+    );
+}
