@@ -20,6 +20,8 @@ use crate::proxy::Proxy;
 use crate::snapshot::{DnsTable, Inputs, SharedSnapshot, Snapshot, ViewId, compile};
 use crate::source::dns::{self, DnsSource, DnsStats, Queries, Resolver};
 use crate::source::file::{self, Loaded, ReloadStatus};
+use crate::source::xds::{self, Published};
+use crate::store::ResourceSet;
 use crate::workload::{Manager, WorkloadState};
 
 /// How often namespaces are looked at and the kernel is told that the agent lives.
@@ -46,6 +48,10 @@ struct Agent {
     args: RunArgs,
     started: Instant,
     loaded: Arc<Loaded>,
+    /// What the data plane is made of: of the file, of the management server, or of both.
+    resources: Arc<ResourceSet>,
+    /// The management server's part, once it has come whole.
+    xds: Option<Published>,
     dns: Arc<DnsTable>,
     dns_stats: Arc<DnsStats>,
     reloads: Arc<ReloadStatus>,
@@ -67,7 +73,14 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
     serve_readiness(args.readiness, readiness).await?;
     let (mut reloaded, reloads) = file::watch(args.config.clone(), loaded.clone())
         .with_context(|| format!("cannot watch {}", args.config.display()))?;
-    let (wanted, queries) = watch::channel(dns_queries(&loaded));
+    let follows = args
+        .xds
+        .options()
+        .map(|options| xds::follow(options, Arc::default()));
+    let (_unused, nothing) = watch::channel(Published::default());
+    let mut published = follows.clone().unwrap_or(nothing);
+    let resources = Arc::new(loaded.resources.clone());
+    let (wanted, queries) = watch::channel(dns_queries(&resources));
     let names = DnsSource::start(Resolver::system(), queries);
     let mut resolved = names.table();
 
@@ -88,6 +101,8 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         args: args.clone(),
         started: Instant::now(),
         loaded,
+        resources,
+        xds: follows.is_some().then(Published::default),
         dns: Arc::default(),
         dns_stats: names.stats().clone(),
         reloads,
@@ -98,17 +113,25 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         ready,
     };
     agent.apply();
-    agent.ready.send_replace(true);
-    tracing::info!(config = %args.config.display(), admin = %args.admin, "ready");
+    agent.tell_ready();
     let mut tick = tokio::time::interval(TICK);
     loop {
         tokio::select! {
             _ = tick.tick() => agent.tick(),
             Ok(()) = reloaded.changed() => {
                 agent.loaded = reloaded.borrow_and_update().clone();
-                wanted.send_replace(dns_queries(&agent.loaded));
+                agent.merge();
+                wanted.send_replace(dns_queries(&agent.resources));
                 agent.apply();
                 tracing::info!(generation = agent.snapshots.load().generation, "configuration reloaded");
+            }
+            Ok(()) = published.changed(), if agent.xds.is_some() => {
+                let news = published.borrow_and_update().clone();
+                if agent.take(news) {
+                    wanted.send_replace(dns_queries(&agent.resources));
+                    agent.apply();
+                }
+                agent.tell_ready();
             }
             Ok(()) = resolved.changed() => {
                 agent.dns = resolved.borrow_and_update().clone();
@@ -128,12 +151,61 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
 }
 
 impl Agent {
+    /// Takes what the management server published. Says whether the data plane changes by it.
+    fn take(&mut self, news: Published) -> bool {
+        let Some(known) = &self.xds else {
+            return false;
+        };
+        // The first configuration is used whole or not at all: half of it would refuse what the
+        // other half allows.
+        let usable = known.complete || news.complete;
+        let changed = usable && !Arc::ptr_eq(&known.resources, &news.resources);
+        self.xds = Some(Published {
+            complete: usable,
+            ..news
+        });
+        if changed {
+            self.merge();
+        }
+        changed
+    }
+
+    /// The file's resources, and the management server's under names that the file does not use.
+    fn merge(&mut self) {
+        let file = &self.loaded.resources;
+        self.resources = match &self.xds {
+            Some(xds) if xds.complete && file.is_empty() => xds.resources.clone(),
+            Some(xds) if xds.complete => Arc::new(file.over(&xds.resources)),
+            _ => Arc::new(file.clone()),
+        };
+    }
+
+    /// Whether there is a configuration to serve pods by.
+    fn configured(&self) -> bool {
+        self.xds.as_ref().is_none_or(|xds| xds.complete)
+    }
+
+    /// Says once that the agent is ready.
+    fn tell_ready(&self) {
+        if self.configured() && !self.ready.send_replace(true) {
+            tracing::info!(config = %self.args.config.display(), admin = %self.args.admin, "ready");
+        }
+    }
+
+    /// Pods are caught from the first configuration on; until then their traffic is plain.
+    fn reconcile_pods(&mut self, snapshot: &Snapshot) {
+        if self.configured() {
+            self.manager
+                .reconcile(snapshot, &mut self.datapath, &self.proxy);
+        }
+    }
+
     /// Everything downstream of the store, in the order that never leaves a caught connection
     /// unserved: snapshot for the proxy, then the kernel's maps, then pods.
     fn apply(&mut self) {
         let start = Instant::now();
         let previous = self.snapshots.load_full();
-        let views = [(ViewId::NODE, &self.loaded.resources)];
+        let views = [(ViewId::NODE, &*self.resources)];
         let inputs = Inputs {
             views: &views,
             node: &self.loaded.node,
@@ -146,8 +218,7 @@ impl Agent {
             let address: std::net::IpAddr = key.addr.into();
             tracing::error!(%address, port = key.port, %error, "a service was not written to the kernel");
         }
-        self.manager
-            .reconcile(&snapshot, &mut self.datapath, &self.proxy);
+        self.reconcile_pods(&snapshot);
         tracing::debug!(
             generation = snapshot.generation,
             changed = report.changed,
@@ -162,8 +233,7 @@ impl Agent {
             tracing::error!(%error, "the kernel takes the agent for dead");
         }
         let snapshot = self.snapshots.load_full();
-        self.manager
-            .reconcile(&snapshot, &mut self.datapath, &self.proxy);
+        self.reconcile_pods(&snapshot);
     }
 
     fn state(&self) -> StateHolder<'_> {
@@ -217,7 +287,7 @@ impl StateHolder<'_> {
             started: agent.started,
             config: agent.args.config.display().to_string(),
             reloads: agent.reloads.get(),
-            resources: &agent.loaded.resources,
+            resources: &agent.resources,
             snapshot: &self.snapshot,
             datapath: &agent.datapath,
             workloads: agent.manager.status(),
@@ -235,8 +305,8 @@ impl StateHolder<'_> {
 }
 
 /// The names the configuration needs resolved.
-fn dns_queries(loaded: &Loaded) -> Arc<Queries> {
-    let clusters = loaded.resources.clusters.values();
+fn dns_queries(resources: &ResourceSet) -> Arc<Queries> {
+    let clusters = resources.clusters.values();
     Arc::new(dns::queries(clusters.map(|resource| &*resource.value)))
 }
 

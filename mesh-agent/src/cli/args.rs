@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use super::duration;
+use super::xds::XdsArgs;
 
 const ABOUT: &str = "\
 Examples:
@@ -23,6 +24,7 @@ Examples:
   mesh-agent run --config /etc/mesh/mesh.yaml
   mesh-agent run --config /etc/mesh/conf.d --cgroup /sys/fs/cgroup/kubepods.slice
   MESH_LOG_FORMAT=json mesh-agent run --config mesh.yaml --concurrency 2
+  mesh-agent run --config pods.yaml --xds istiod.istio-system.svc:15010
 
 The configuration is watched: a changed file is checked as a whole and takes effect at once, a
 wrong one is reported (log, metric, `mesh-agent status`) and the old one keeps serving.
@@ -70,7 +72,7 @@ pub struct Args {
 pub enum Command {
     /// Run the agent of this node (as root).
     #[command(after_help = RUN)]
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Check a configuration without running it.
     #[command(after_help = VALIDATE)]
     Validate(ValidateArgs),
@@ -167,6 +169,9 @@ pub struct RunArgs {
         default_value = "text"
     )]
     pub log_format: LogFormat,
+    /// Configuration by xDS.
+    #[command(flatten)]
+    pub xds: XdsArgs,
 }
 
 /// Arguments of `validate`.

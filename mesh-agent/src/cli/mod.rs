@@ -4,5 +4,6 @@ pub mod args;
 pub mod doctor;
 mod duration;
 pub mod status;
+pub mod xds;
 
 pub use args::{Args, Command};

@@ -28,6 +28,33 @@ pub struct ResourceSet {
     pub endpoints: BTreeMap<Name, Resource<LoadAssignment>>,
 }
 
+impl ResourceSet {
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.listeners.is_empty()
+            && self.routes.is_empty()
+            && self.clusters.is_empty()
+            && self.endpoints.is_empty()
+    }
+
+    /// These, and of the others what has a name of its own.
+    #[must_use]
+    pub fn over(&self, others: &Self) -> Self {
+        let mut all = others.clone();
+        let Self {
+            listeners,
+            routes,
+            clusters,
+            endpoints,
+        } = self.clone();
+        all.listeners.extend(listeners);
+        all.routes.extend(routes);
+        all.clusters.extend(clusters);
+        all.endpoints.extend(endpoints);
+        all
+    }
+}
+
 /// One resource: the model, and what `/config_dump` and `status` show.
 #[derive(Debug)]
 pub struct Resource<T> {
