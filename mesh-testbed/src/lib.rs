@@ -13,6 +13,7 @@
 //! Everything a [`Testbed`] made is gone when it is dropped, also on panic. What a killed process
 //! left behind is removed by the next testbed.
 
+pub mod ads;
 mod agent;
 mod binary;
 mod bpffs;

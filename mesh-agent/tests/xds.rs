@@ -1,0 +1,505 @@
+//! Configuration by xDS, on the whole agent: a management server that is steered by the test, and
+//! real traffic that must not notice.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
+use envoy_types::pb::google::protobuf::Any;
+use mesh_testbed::ads::{Ads, CLUSTER, ENDPOINTS, LISTENER, ROUTES, State};
+use mesh_testbed::{Curl, MeshAgent, Pod, Server, Talk, Testbed, eventually, needs_root};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(15);
+const HCM: &str = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const ROUTER: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
+const TCP: &str = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+
+fn address(at: SocketAddr) -> Value {
+    json!({ "socket_address": { "address": at.ip().to_string(), "port_value": at.port() } })
+}
+
+fn http_listener(name: &str, at: SocketAddr, routes: &str) -> Value {
+    json!({
+        "name": name, "traffic_direction": "OUTBOUND", "address": address(at),
+        "filter_chains": [{ "filters": [{ "name": "http", "typed_config": {
+            "@type": HCM, "stat_prefix": name,
+            "rds": { "route_config_name": routes, "config_source": { "ads": {}, "resource_api_version": "V3" } },
+            "http_filters": [{ "name": "router", "typed_config": { "@type": ROUTER } }],
+        } }] }],
+    })
+}
+
+fn tcp_listener(name: &str, at: SocketAddr, cluster: &str) -> Value {
+    json!({
+        "name": name, "traffic_direction": "OUTBOUND", "address": address(at),
+        "filter_chains": [{ "filters": [{ "name": "tcp", "typed_config": {
+            "@type": TCP, "stat_prefix": name, "cluster": cluster,
+        } }] }],
+    })
+}
+
+fn routes(name: &str, cluster: &str) -> Value {
+    json!({ "name": name, "virtual_hosts": [{ "name": "v", "domains": ["*"],
+        "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": cluster } }] }] })
+}
+
+fn cluster(name: &str) -> Value {
+    json!({ "name": name, "type": "EDS",
+        "eds_cluster_config": { "eds_config": { "ads": {}, "resource_api_version": "V3" } } })
+}
+
+fn endpoints(name: &str, to: &[SocketAddr]) -> Value {
+    let endpoints: Vec<Value> = to
+        .iter()
+        .map(|to| json!({ "endpoint": { "address": address(*to) } }))
+        .collect();
+    json!({ "cluster_name": name, "endpoints": [{ "lb_endpoints": endpoints }] })
+}
+
+/// A web service `web` at a VIP, with two upstreams behind clusters `one` and `two`.
+struct Scene {
+    agent: MeshAgent,
+    ads: Ads,
+    vip: SocketAddr,
+    one: Server,
+    two: Server,
+    client: Pod,
+    _server: Pod,
+    testbed: Testbed,
+}
+
+impl Scene {
+    fn start(mode: &str) -> Result<Self> {
+        Self::with(mode, |builder| builder, |_| {})
+    }
+
+    fn with(
+        mode: &str,
+        flags: impl FnOnce(mesh_testbed::MeshAgentBuilder) -> mesh_testbed::MeshAgentBuilder,
+        more: impl FnOnce(&mut State),
+    ) -> Result<Self> {
+        let testbed = Testbed::new()?;
+        let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
+        let one = Server::http(&server, "one", "v1", 0)?;
+        let two = Server::http(&server, "two", "v1", 0)?;
+        let vip = SocketAddr::new(testbed.vip4(1).into(), 80);
+        let ads = Ads::start()?;
+        ads.change(|state| {
+            state.set(CLUSTER, "one", &cluster("one"));
+            state.set(ENDPOINTS, "one", &endpoints("one", &[one.addr4()]));
+            state.set(LISTENER, "web", &http_listener("web", vip, "web"));
+            state.set(ROUTES, "web", &routes("web", "one"));
+            more(state);
+        });
+        let config = json!({ "workloads": [{ "name": "client", "netns": client.netns_path() }] });
+        let builder = MeshAgent::builder(&testbed)?
+            .arg("--xds")
+            .arg(ads.address())
+            .arg("--xds-mode")
+            .arg(mode)
+            .arg("--node-id")
+            .arg("node-1");
+        let agent = flags(builder).start(&config.to_string())?;
+        Ok(Self {
+            agent,
+            ads,
+            vip,
+            one,
+            two,
+            client,
+            _server: server,
+            testbed,
+        })
+    }
+
+    /// Who answers.
+    fn served_by(&self) -> Result<String> {
+        let response = Curl::get(&self.client, &format!("http://{}/", self.vip)).send()?;
+        match response.echo() {
+            Ok(echo) => Ok(echo.name),
+            Err(_) => Ok(format!("status {}", response.status)),
+        }
+    }
+
+    fn eventually_served_by(&self, name: &str) -> Result<()> {
+        eventually(&format!("{name} answers"), PATIENCE, || {
+            self.served_by().is_ok_and(|served| served == name)
+        })
+    }
+
+    /// Requests without a pause until it is asked for the outcome.
+    fn traffic(&self) -> Result<Traffic> {
+        Traffic::start(&self.client, self.vip)
+    }
+
+    /// The server changes from `one` to `two`, as a careful one does.
+    fn add_two(&self) {
+        self.ads.change(|state| {
+            state.set(CLUSTER, "two", &cluster("two"));
+            state.set(ENDPOINTS, "two", &endpoints("two", &[self.two.addr4()]));
+        });
+    }
+}
+
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<Result<(usize, Vec<String>)>>,
+}
+
+impl Traffic {
+    fn start(client: &Pod, to: SocketAddr) -> Result<Self> {
+        let mut talk = Talk::start(client)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let (mut right, mut wrong) = (0, Vec::new());
+            while !stopped.load(Ordering::Relaxed) {
+                let answers = talk.ask(to, b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")?;
+                match answers.responses.first() {
+                    Some(response) if response.status == 200 && response.whole => right += 1,
+                    _ => wrong.push(format!("{answers:?}")),
+                }
+            }
+            Ok((right, wrong))
+        });
+        Ok(Self { stop, thread })
+    }
+
+    /// How many requests there were; none may have failed.
+    fn end(self) -> Result<usize> {
+        self.stop.store(true, Ordering::Relaxed);
+        let (right, wrong) = self
+            .thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("the client panicked"))??;
+        ensure!(
+            wrong.is_empty() && right > 0,
+            "{} of {} requests failed: {}",
+            wrong.len(),
+            right + wrong.len(),
+            wrong.first().cloned().unwrap_or_default()
+        );
+        Ok(right)
+    }
+}
+
+#[test]
+fn every_kind_comes_changes_and_goes_in_both_variants() -> Result<()> {
+    needs_root!(Ok(()));
+    for mode in ["delta", "sotw"] {
+        let scene = Scene::start(mode)?;
+        assert_eq!(scene.served_by()?, "one", "{mode}");
+        let first = scene.ads.asked();
+        assert_eq!(first[0].node.as_deref(), Some("node-1"));
+        assert!(first[0].error.is_none());
+        // Endpoints alone.
+        scene.ads.change(|state| {
+            state.set(ENDPOINTS, "one", &endpoints("one", &[scene.two.addr4()]));
+        });
+        scene.eventually_served_by("two")?;
+        scene.ads.change(|state| {
+            state.set(ENDPOINTS, "one", &endpoints("one", &[scene.one.addr4()]));
+        });
+        scene.eventually_served_by("one")?;
+        // A cluster and the routes to it.
+        scene.add_two();
+        scene
+            .ads
+            .change(|state| state.set(ROUTES, "web", &routes("web", "two")));
+        scene.eventually_served_by("two")?;
+        // A TCP listener, which the kernel serves; and its end.
+        let tcp = SocketAddr::new(scene.testbed.vip4(2).into(), 700);
+        scene
+            .ads
+            .change(|state| state.set(LISTENER, "tcp", &tcp_listener("tcp", tcp, "one")));
+        let url = format!("http://{tcp}/");
+        eventually("the kernel serves the new listener", PATIENCE, || {
+            let response = Curl::get(&scene.client, &url).send();
+            response.is_ok_and(|response| response.echo().is_ok_and(|echo| echo.name == "one"))
+        })?;
+        scene.ads.change(|state| state.remove(LISTENER, "tcp"));
+        eventually("the listener is gone", PATIENCE, || {
+            Curl::get(&scene.client, &url)
+                .send()
+                .is_ok_and(|response| response.exit == 7)
+        })?;
+        scene.ads.change(|state| state.remove(LISTENER, "web"));
+        eventually("the other one, too", PATIENCE, || {
+            scene.served_by().is_ok_and(|served| served == "status 0")
+        })?;
+        assert!(scene.ads.asked().iter().all(|asked| asked.error.is_none()));
+        let answered = scene
+            .ads
+            .asked()
+            .iter()
+            .filter(|asked| !asked.nonce.is_empty())
+            .count();
+        assert!(answered >= 8, "{mode}: {answered} answers");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_wrong_is_refused_by_name_and_the_rest_is_taken() -> Result<()> {
+    needs_root!(Ok(()));
+    for mode in ["delta", "sotw"] {
+        let scene = Scene::start(mode)?;
+        let traffic = scene.traffic()?;
+        scene.ads.change(|state| {
+            state.set(CLUSTER, "wrong", &json!({ "name": "wrong", "lb_policy": "MAGLEV", "maglev_lb_config": { "table_size": 4 } }));
+            state.set(CLUSTER, "two", &cluster("two"));
+            state.set(ENDPOINTS, "two", &endpoints("two", &[scene.two.addr4()]));
+            state.set(ROUTES, "web", &routes("web", "two"));
+        });
+        let refused = scene
+            .ads
+            .wait("a rejection", |asked| asked.error.is_some())?;
+        let error = refused.error.unwrap_or_default();
+        ensure!(
+            error.contains("wrong: ") && !error.contains("two"),
+            "{error}"
+        );
+        scene.eventually_served_by("two")?;
+        // Not even protobuf.
+        scene.ads.change(|state| {
+            let garbage = Any {
+                type_url: ROUTES.into(),
+                value: vec![0xff; 20],
+            };
+            state.set_any(ROUTES, "web", garbage);
+        });
+        scene.ads.wait("a rejection of routes", |asked| {
+            asked.error.is_some() && asked.type_url == ROUTES
+        })?;
+        assert_eq!(scene.served_by()?, "two");
+        // And right again.
+        scene.ads.change(|state| {
+            state.remove(CLUSTER, "wrong");
+            state.set(ROUTES, "web", &routes("web", "one"));
+        });
+        scene.eventually_served_by("one")?;
+        traffic.end()?;
+        let last = scene
+            .ads
+            .asked()
+            .into_iter()
+            .rev()
+            .find(|asked| asked.type_url == ROUTES);
+        ensure!(
+            last.is_some_and(|asked| asked.error.is_none()),
+            "the recovery was not accepted"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_is_broken_before_what_replaces_it_is_made() -> Result<()> {
+    needs_root!(Ok(()));
+    for mode in ["delta", "sotw"] {
+        let scene = Scene::start(mode)?;
+        let traffic = scene.traffic()?;
+        // The route comes first, then its cluster, then the endpoints.
+        let before = scene.ads.asked().len();
+        scene.ads.change(|state| {
+            state.withhold(CLUSTER);
+            state.withhold(ENDPOINTS);
+            state.set(ROUTES, "web", &routes("web", "two"));
+        });
+        eventually("the route was answered", PATIENCE, || {
+            let asked = scene.ads.asked().split_off(before);
+            asked
+                .iter()
+                .any(|asked| asked.type_url == ROUTES && !asked.nonce.is_empty())
+        })?;
+        scene.add_two();
+        assert_eq!(scene.served_by()?, "one");
+        scene.ads.change(|state| state.release(CLUSTER));
+        scene.ads.wait("endpoints of the new cluster", |asked| {
+            asked.type_url == ENDPOINTS && asked.names.iter().any(|name| name == "two")
+        })?;
+        assert_eq!(scene.served_by()?, "one");
+        scene.ads.change(|state| state.release(ENDPOINTS));
+        scene.eventually_served_by("two")?;
+        // The cluster in use goes first, the route that leaves it comes last.
+        let before = scene.ads.asked().len();
+        scene.ads.change(|state| {
+            state.remove(CLUSTER, "two");
+            state.remove(ENDPOINTS, "two");
+        });
+        eventually("the removal was answered", PATIENCE, || {
+            scene.ads.asked()[before..]
+                .iter()
+                .any(|asked| asked.type_url == CLUSTER)
+        })?;
+        assert_eq!(scene.served_by()?, "two");
+        scene
+            .ads
+            .change(|state| state.set(ROUTES, "web", &routes("web", "one")));
+        scene.eventually_served_by("one")?;
+        traffic.end()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_server_that_is_gone_changes_nothing_and_is_found_again() -> Result<()> {
+    needs_root!(Ok(()));
+    for mode in ["delta", "sotw"] {
+        let mut scene = Scene::start(mode)?;
+        let traffic = scene.traffic()?;
+        scene.ads.stop();
+        eventually("the agent notices", PATIENCE, || {
+            scene.agent.log().contains("the xDS stream ended")
+        })?;
+        assert_eq!(scene.served_by()?, "one");
+        let before = scene.ads.asked().len();
+        scene.ads.change(|state| {
+            state.set(ENDPOINTS, "one", &endpoints("one", &[scene.two.addr4()]));
+        });
+        scene.ads.resume()?;
+        scene.eventually_served_by("two")?;
+        let again = scene.ads.asked().split_off(before);
+        ensure!(
+            again[0].node.is_some(),
+            "the new stream does not tell who it is: {again:#?}"
+        );
+        if mode == "delta" {
+            let held = again.iter().find(|asked| asked.type_url == LISTENER);
+            ensure!(
+                held.is_some_and(|asked| asked.held.contains_key("web")),
+                "{again:#?}"
+            );
+        } else {
+            ensure!(
+                again[0].nonce.is_empty() && !again[0].version.is_empty(),
+                "{again:#?}"
+            );
+        }
+        // A stream that ends in order is opened again, too.
+        let streams = scene.ads.asked().iter().map(|asked| asked.stream).max();
+        scene.ads.change(State::close_streams);
+        scene
+            .ads
+            .wait("another stream", |asked| Some(asked.stream) > streams)?;
+        assert_eq!(scene.served_by()?, "two");
+        traffic.end()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_response_too_large_is_refused_and_what_runs_goes_on() -> Result<()> {
+    needs_root!(Ok(()));
+    let scene = Scene::with(
+        "delta",
+        |builder| builder.arg("--xds-max-message-mib").arg(1),
+        |_| {},
+    )?;
+    let traffic = scene.traffic()?;
+    let memory = scene.agent.memory()?;
+    scene.ads.change(|state| {
+        let huge = Any {
+            type_url: CLUSTER.into(),
+            value: vec![0; 40 << 20],
+        };
+        state.set_any(CLUSTER, "huge", huge);
+    });
+    eventually("the agent says why", PATIENCE, || {
+        let log = scene.agent.log();
+        log.contains("--xds-max-message-mib")
+    })?;
+    let grown = scene.agent.memory()?.saturating_sub(memory);
+    ensure!(
+        grown < 20 << 20,
+        "40 MiB that were refused cost {grown} bytes"
+    );
+    scene.ads.change(|state| {
+        state.remove(CLUSTER, "huge");
+        state.set(ENDPOINTS, "one", &endpoints("one", &[scene.two.addr4()]));
+    });
+    scene.eventually_served_by("two")?;
+    traffic.end()?;
+    Ok(())
+}
+
+#[test]
+fn odd_responses_do_no_harm() -> Result<()> {
+    needs_root!(Ok(()));
+    let scene = Scene::start("delta")?;
+    let traffic = scene.traffic()?;
+    let odd = |type_url: &str, nonce: &str, removed: &[&str]| DeltaDiscoveryResponse {
+        type_url: type_url.into(),
+        nonce: nonce.into(),
+        removed_resources: removed.iter().map(|name| (*name).into()).collect(),
+        ..DeltaDiscoveryResponse::default()
+    };
+    scene.ads.change(|state| {
+        // Of a kind nobody knows, nobody asked for; without a nonce; a removal of what is not there.
+        state.send_delta(odd("type.googleapis.com/example.Unknown", "x1", &["a"]));
+        state.send_delta(odd(CLUSTER, "", &[]));
+        state.send_delta(odd(CLUSTER, "x2", &["never-there"]));
+        for i in 0..500 {
+            state.send_delta(odd(ENDPOINTS, &format!("flood-{i}"), &[]));
+        }
+    });
+    scene
+        .ads
+        .wait("the last of a flood", |asked| asked.nonce == "flood-499")?;
+    ensure!(
+        scene.ads.asked().iter().all(|asked| asked.nonce != "x1"),
+        "it answered what it never asked for"
+    );
+    assert_eq!(scene.served_by()?, "one");
+    traffic.end()?;
+    Ok(())
+}
+
+#[test]
+fn pods_stay_plain_until_the_first_configuration_has_come_whole() -> Result<()> {
+    needs_root!(Ok(()));
+    let testbed = Testbed::new()?;
+    let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
+    let one = Server::http(&server, "one", "v1", 0)?;
+    let vip = SocketAddr::new(testbed.vip4(1).into(), 80);
+    let ads = Ads::start()?;
+    ads.change(|state| {
+        state.set(CLUSTER, "one", &cluster("one"));
+        state.set(LISTENER, "web", &http_listener("web", vip, "web"));
+        state.set(ROUTES, "web", &routes("web", "one"));
+        state.set(ENDPOINTS, "one", &endpoints("one", &[one.addr4()]));
+        state.withhold(ENDPOINTS);
+    });
+    let config = json!({ "mesh": { "outbound_traffic_policy": "REGISTRY_ONLY" },
+        "workloads": [{ "name": "client", "netns": client.netns_path() }] });
+    let agent = MeshAgent::builder(&testbed)?
+        .arg("--xds")
+        .arg(ads.address())
+        .spawn(&config.to_string())?;
+    ads.wait("endpoints", |asked| asked.type_url == ENDPOINTS)?;
+    eventually("the pages are there", PATIENCE, || {
+        agent.get("/ready").is_ok()
+    })?;
+    ensure!(
+        agent.get("/ready")?.status == 503,
+        "ready without endpoints"
+    );
+    let direct = Curl::get(&client, &format!("http://{}/", one.addr4())).send()?;
+    ensure!(
+        direct.status == 200,
+        "a pod is cut off before there is a configuration"
+    );
+    ads.change(|state| state.release(ENDPOINTS));
+    eventually("it is ready", PATIENCE, || {
+        agent.get("/ready").is_ok_and(|page| page.status == 200)
+    })?;
+    let through = Curl::get(&client, &format!("http://{vip}/")).send()?;
+    ensure!(through.echo()?.name == "one", "{through:?}");
+    let direct = Curl::get(&client, &format!("http://{}/", one.addr4())).send()?;
+    ensure!(direct.exit == 7, "REGISTRY_ONLY does not hold: {direct:?}");
+    Ok(())
+}
