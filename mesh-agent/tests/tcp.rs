@@ -449,6 +449,23 @@ fn every_way_of_connecting_is_served() -> Result<()> {
             let one = connect.run_one(&client)?;
             let name = greeted_by(&one).with_context(|| format!("{way} to {first}"))?;
             assert_eq!(name, expected, "{way} to {first}: {one:?}");
+            let dialled = match (way, expected) {
+                (_, "other") => second,
+                (_, "multipath") => third,
+                _ => first,
+            };
+            let plain = |at: SocketAddr| SocketAddr::new(at.ip().to_canonical(), at.port());
+            let seen = one.peer.map(plain);
+            assert_eq!(
+                seen,
+                Some(dialled),
+                "{way}: getpeername shows what was dialled"
+            );
+            let own = one.local.map(|local| local.ip().to_canonical());
+            assert!(
+                own.is_some_and(|own| client.ips().contains(&own)),
+                "{way}: getsockname shows the pod: {one:?}"
+            );
         }
     }
     Ok(())

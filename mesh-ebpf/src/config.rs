@@ -11,6 +11,16 @@ static HAS_SET_RETVAL: u8 = 1;
 #[unsafe(no_mangle)]
 static HAS_INGRESS_IFINDEX: u8 = 1;
 
+/// `bpf_skc_to_mptcp_sock` may be called (kernel >= 5.19 with CONFIG_MPTCP).
+#[unsafe(no_mangle)]
+static HAS_MPTCP: u8 = 1;
+
+#[inline(always)]
+pub(crate) fn has_mptcp() -> bool {
+    // SAFETY: a plain static; volatile, because the loader changes it behind the compiler's back.
+    unsafe { read_volatile(&raw const HAS_MPTCP) != 0 }
+}
+
 #[inline(always)]
 pub(crate) fn has_set_retval() -> bool {
     // SAFETY: a plain static; volatile, because the loader changes it behind the compiler's back.

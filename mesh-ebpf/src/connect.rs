@@ -14,7 +14,7 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
-use mesh_common::{Addr, Counter, MPTCP, SkState, TCP};
+use mesh_common::{Addr, Counter, MPTCP, SkState, TCP, sk_flags};
 
 use crate::classify::{Outcome, classify};
 use crate::maps::{PODS, count};
@@ -85,6 +85,7 @@ fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
                 count(Counter::NoMemory);
                 return refuse();
             }
+            tell_multipath(sk, Some(&state));
             debug!(
                 ctx,
                 "svc {} -> backend {} port {}", state.svc_id, state.backend_id, port
@@ -96,15 +97,36 @@ fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
             if known {
                 sk_state::delete(sk);
             }
+            tell_multipath(sk, None);
             ALLOW
         }
         Outcome::Refuse => {
             if known {
                 sk_state::delete(sk);
             }
+            tell_multipath(sk, None);
             debug!(ctx, "svc {} refused port {}", state.svc_id, state.orig_port);
             refuse()
         }
+    }
+}
+
+/// Of a multipath connection this hook sees the subflow, and getpeername(2) the socket above it:
+/// what was dialled is kept there, too. The connection is counted, and given back, by the subflow.
+#[inline(always)]
+fn tell_multipath(sk: *mut bpf_sock, state: Option<&SkState>) {
+    let multipath = sk_state::multipath(sk);
+    if multipath.is_null() {
+        return;
+    }
+    match state {
+        Some(state) => {
+            let mut state = *state;
+            state.flags &= !sk_flags::RESERVED;
+            // Without memory the application sees where the kernel connected.
+            sk_state::put(multipath, &mut state);
+        }
+        None => sk_state::delete(multipath),
     }
 }
 

@@ -3,9 +3,12 @@
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
-use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::{
+    bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_to_mptcp_sock,
+};
 use mesh_common::SkState;
 
+use crate::config;
 use crate::maps::SK;
 
 #[inline(always)]
@@ -43,6 +46,17 @@ pub(crate) fn put(sk: *mut bpf_sock, value: &mut SkState) -> bool {
         }
         None => false,
     }
+}
+
+/// The multipath socket that a subflow belongs to: the one the application holds. Null for plain
+/// TCP.
+#[inline(always)]
+pub(crate) fn multipath(sk: *mut bpf_sock) -> *mut bpf_sock {
+    if !config::has_mptcp() {
+        return core::ptr::null_mut();
+    }
+    // SAFETY: as in `get`.
+    unsafe { bpf_skc_to_mptcp_sock(sk.cast()) }.cast()
 }
 
 /// Forgets the socket.

@@ -72,7 +72,10 @@ impl Datapath {
         let (has_set_retval, has_ingress_ifindex) = (at_least(5, 18), at_least(5, 17));
         // aya-log's levels: 4 is debug, 2 is warn.
         let log_level: u8 = if options.trace { 4 } else { 2 };
+        // A kernel built without MPTCP refuses programs that name its sockets.
+        let has_mptcp = at_least(5, 19) & u8::from(Path::new("/proc/sys/net/mptcp").exists());
         let mut ebpf = EbpfLoader::new()
+            .override_global("HAS_MPTCP", &has_mptcp, false)
             .override_global("HAS_SET_RETVAL", &has_set_retval, true)
             .override_global("HAS_INGRESS_IFINDEX", &has_ingress_ifindex, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false)
