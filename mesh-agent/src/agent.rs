@@ -3,9 +3,6 @@
 //! Source -> store -> snapshot -> { BPF maps | proxy workers }: each turn of the loop takes what
 //! came from the left and hands it to the right.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::admin::{Question, State, serve_admin, serve_metrics, serve_readiness};
+use crate::cgroup;
 use crate::cli::args::RunArgs;
 use crate::datapath::{Datapath, Options};
 use crate::proxy::Proxy;
@@ -84,9 +82,10 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
     let names = DnsSource::start(Resolver::system(), queries);
     let mut resolved = names.table();
 
+    let (cgroup, agent_cgroup) = cgroup::choose(args.cgroup.as_deref())?;
     let mut datapath = Datapath::load(&Options {
-        cgroup: args.cgroup.clone(),
-        agent_cgroup: own_cgroup()?,
+        cgroup,
+        agent_cgroup,
         trace: matches!(args.log_level.as_str(), "debug" | "trace"),
     })?;
     datapath
@@ -308,25 +307,4 @@ impl StateHolder<'_> {
 fn dns_queries(resources: &ResourceSet) -> Arc<Queries> {
     let clusters = resources.clusters.values();
     Arc::new(dns::queries(clusters.map(|resource| &*resource.value)))
-}
-
-/// The kernel's number of this process's cgroup v2: the inode of its directory.
-fn own_cgroup() -> anyhow::Result<u64> {
-    let mounts =
-        fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
-    let mount = mounts
-        .lines()
-        .find(|line| line.contains(" - cgroup2 "))
-        .and_then(|line| line.split(' ').nth(4))
-        .context("cgroup v2 is not mounted; mount -t cgroup2 none /sys/fs/cgroup")?;
-    let groups =
-        fs::read_to_string("/proc/self/cgroup").context("cannot read /proc/self/cgroup")?;
-    let group = groups
-        .lines()
-        .find_map(|line| line.strip_prefix("0::"))
-        .context("this process is in no cgroup v2")?;
-    let path = PathBuf::from(format!("{mount}{group}"));
-    let metadata = fs::metadata(&path)
-        .with_context(|| format!("cannot read the agent's own cgroup {}", path.display()))?;
-    Ok(metadata.ino())
 }

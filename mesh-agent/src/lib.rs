@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod agent;
 pub mod balance;
+pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod datapath;

@@ -92,14 +92,10 @@ pub struct RunArgs {
     /// A YAML or JSON file, or a folder of them.
     #[arg(long, env = "MESH_CONFIG", value_name = "PATH")]
     pub config: PathBuf,
-    /// The cgroup v2 directory that holds all pods; programs are attached to it.
-    #[arg(
-        long,
-        env = "MESH_CGROUP",
-        value_name = "PATH",
-        default_value = DEFAULT_CGROUP
-    )]
-    pub cgroup: PathBuf,
+    /// The cgroup v2 directory that holds all pods; programs are attached to it. The whole
+    /// hierarchy when absent, wherever it is mounted.
+    #[arg(long, env = "MESH_CGROUP", value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
     /// Where maps and links are pinned; a bpf file system.
     #[arg(
         long,
@@ -158,7 +154,8 @@ pub struct RunArgs {
         long,
         env = "MESH_LOG_LEVEL",
         value_name = "LEVEL",
-        default_value = "info"
+        default_value = "info",
+        value_parser = log_level
     )]
     pub log_level: String,
     /// How log lines look.
@@ -202,13 +199,8 @@ pub struct StatusArgs {
 #[derive(Debug, Clone, clap::Args)]
 pub struct DoctorArgs {
     /// The cgroup v2 directory that holds all pods.
-    #[arg(
-        long,
-        env = "MESH_CGROUP",
-        value_name = "PATH",
-        default_value = DEFAULT_CGROUP
-    )]
-    pub cgroup: PathBuf,
+    #[arg(long, env = "MESH_CGROUP", value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
     /// Where maps and links will be pinned.
     #[arg(
         long,
@@ -217,6 +209,26 @@ pub struct DoctorArgs {
         default_value = DEFAULT_BPFFS
     )]
     pub bpffs: PathBuf,
+}
+
+/// A filter that tracing understands. A bare word must be a level: taken for a module's name it
+/// would switch everything off.
+fn log_level(text: &str) -> Result<String, String> {
+    const RIGHT: &str =
+        "write error, warn, info, debug or trace, or per module: info,mesh_agent::proxy=debug";
+    let levels = ["error", "warn", "info", "debug", "trace", "off"];
+    let bare = text
+        .split(',')
+        .filter(|part| !part.contains(['=', ':', '[']));
+    for word in bare {
+        if !levels.contains(&word.trim().to_ascii_lowercase().as_str()) {
+            return Err(format!("{word:?} is not a level; {RIGHT}"));
+        }
+    }
+    match tracing_subscriber::EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("{error}; {RIGHT}")),
+    }
 }
 
 /// How log lines look.
@@ -231,7 +243,6 @@ pub enum LogFormat {
 /// The admin pages' default address, Envoy's under Istio.
 pub const DEFAULT_ADMIN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
-const DEFAULT_CGROUP: &str = "/sys/fs/cgroup";
 const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
 
 #[cfg(test)]
@@ -268,6 +279,23 @@ mod tests {
             let env = arg.get_env().and_then(|env| env.to_str());
             assert_eq!(env, Some(variable.as_str()), "--{id}");
         }
+    }
+
+    #[test]
+    fn a_wrong_log_level_says_what_is_right() {
+        let parse = |level| {
+            let args = ["mesh-agent", "run", "--config", "x", "--log-level", level];
+            Args::try_parse_from(args)
+                .map(drop)
+                .map_err(|error| error.to_string())
+        };
+        let error = parse("loud").expect_err("not a level");
+        assert!(
+            error.contains("\"loud\" is not a level; write error"),
+            "{error}"
+        );
+        assert!(parse("info,mesh_agent=loud").is_err());
+        assert_eq!(parse("info,mesh_agent::proxy=debug"), Ok(()));
     }
 
     #[test]

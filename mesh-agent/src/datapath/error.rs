@@ -6,6 +6,12 @@ use std::path::PathBuf;
 /// A failure of the kernel side, with its likely cause and remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
+    /// The kernel lacks a program type or a helper.
+    #[error("kernel {found} is too old: at least 5.15 is needed; Debian 12 has 6.1")]
+    Kernel {
+        /// Its version.
+        found: String,
+    },
     /// The object or one of its maps was refused.
     #[error(
         "cannot load the kernel programs: {0}; `mesh-agent doctor` shows what this kernel lacks"

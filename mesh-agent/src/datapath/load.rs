@@ -68,6 +68,11 @@ impl Datapath {
     /// The kernel refuses a map, a program or an attachment, or the cgroup does not exist.
     pub fn load(options: &Options) -> Result<Self, DatapathError> {
         let kernel = KernelVersion::current().unwrap_or(KernelVersion::new(5, 15, 0));
+        if kernel < KernelVersion::new(5, 15, 0) {
+            return Err(DatapathError::Kernel {
+                found: format!("{kernel:?}"),
+            });
+        }
         let at_least = |major, minor| u8::from(kernel >= KernelVersion::new(major, minor, 0));
         let (has_set_retval, has_ingress_ifindex) = (at_least(5, 18), at_least(5, 17));
         // aya-log's levels: 4 is debug, 2 is warn.
