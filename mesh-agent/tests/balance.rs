@@ -17,6 +17,7 @@ const IN_AGENT: &str = ", idle_timeout: 3000s";
 struct Bed {
     client: Pod,
     servers: Vec<Server>,
+    six: bool,
     kernel: SocketAddr,
     agent: SocketAddr,
     // Dropped last: it takes the pods with it.
@@ -25,7 +26,7 @@ struct Bed {
 }
 
 impl Bed {
-    fn new() -> Result<Self> {
+    fn new(six: bool) -> Result<Self> {
         let testbed = Testbed::new()?;
         let (client, pod) = (testbed.pod("client")?, testbed.pod("server")?);
         let servers = ["a", "b", "c"]
@@ -33,9 +34,14 @@ impl Bed {
             .zip(9000..)
             .map(|(name, port)| Server::tcp(&pod, name, port))
             .collect::<Result<_>>()?;
+        let vip = |number| match six {
+            true => SocketAddr::new(testbed.vip6(number).into(), 700),
+            false => SocketAddr::new(testbed.vip4(number).into(), 700),
+        };
         Ok(Self {
-            kernel: SocketAddr::new(testbed.vip4(7).into(), 700),
-            agent: SocketAddr::new(testbed.vip4(8).into(), 700),
+            kernel: vip(7),
+            agent: vip(8),
+            six,
             client,
             servers,
             _pod: pod,
@@ -54,9 +60,12 @@ impl Bed {
     }
 
     fn endpoint(&self, server: usize, fields: &str) -> String {
-        let at = self.servers[server].addr4();
+        let at = match self.six {
+            true => self.servers[server].addr6(),
+            false => self.servers[server].addr4(),
+        };
         format!(
-            "{{endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}{fields}}}",
+            "{{endpoint: {{address: {{socket_address: {{address: \"{}\", port_value: {}}}}}}}{fields}}}",
             at.ip(),
             at.port()
         )
@@ -101,61 +110,69 @@ fn group(fields: &str, endpoints: &[String]) -> String {
 #[test]
 fn round_robin_keeps_weights_exactly() -> Result<()> {
     needs_root!(Ok(()));
-    let bed = Bed::new()?;
-    let endpoints = [
-        bed.endpoint(0, ", load_balancing_weight: 5"),
-        bed.endpoint(1, ", load_balancing_weight: 3"),
-        bed.endpoint(2, ", load_balancing_weight: 2"),
-    ];
-    let config = bed.config(&assignment(&[group("", &endpoints)]));
-    let _agent = MeshAgent::start(&bed.testbed, &config.yaml())?;
-    bed.assert_spread([100, 60, 40], 0)
+    for six in [false, true] {
+        let bed = Bed::new(six)?;
+        let endpoints = [
+            bed.endpoint(0, ", load_balancing_weight: 5"),
+            bed.endpoint(1, ", load_balancing_weight: 3"),
+            bed.endpoint(2, ", load_balancing_weight: 2"),
+        ];
+        let config = bed.config(&assignment(&[group("", &endpoints)]));
+        let _agent = MeshAgent::start(&bed.testbed, &config.yaml())?;
+        bed.assert_spread([100, 60, 40], 0)?;
+    }
+    Ok(())
 }
 
 #[test]
 fn random_and_least_request_spread_evenly_over_idle_endpoints() -> Result<()> {
     needs_root!(Ok(()));
-    let bed = Bed::new()?;
-    // RANDOM is blind to weights.
-    let endpoints = [
-        bed.endpoint(0, ", load_balancing_weight: 9"),
-        bed.endpoint(1, ""),
-        bed.endpoint(2, ""),
-    ];
-    let cluster = format!(
-        "lb_policy: RANDOM, {}",
-        assignment(&[group("", &endpoints)])
-    );
-    let agent = MeshAgent::start(&bed.testbed, &bed.config(&cluster).yaml())?;
-    // Six standard deviations.
-    bed.assert_spread([67, 67, 67], 40)?;
-    let endpoints = [0, 1, 2].map(|server| bed.endpoint(server, ""));
-    let cluster = format!(
-        "lb_policy: LEAST_REQUEST, {}",
-        assignment(&[group("", &endpoints)])
-    );
-    apply(&agent, &bed.config(&cluster).yaml())?;
-    bed.assert_spread([67, 67, 67], 40)
+    for six in [false, true] {
+        let bed = Bed::new(six)?;
+        // RANDOM is blind to weights.
+        let endpoints = [
+            bed.endpoint(0, ", load_balancing_weight: 9"),
+            bed.endpoint(1, ""),
+            bed.endpoint(2, ""),
+        ];
+        let cluster = format!(
+            "lb_policy: RANDOM, {}",
+            assignment(&[group("", &endpoints)])
+        );
+        let agent = MeshAgent::start(&bed.testbed, &bed.config(&cluster).yaml())?;
+        // Six standard deviations.
+        bed.assert_spread([67, 67, 67], 40)?;
+        let endpoints = [0, 1, 2].map(|server| bed.endpoint(server, ""));
+        let cluster = format!(
+            "lb_policy: LEAST_REQUEST, {}",
+            assignment(&[group("", &endpoints)])
+        );
+        apply(&agent, &bed.config(&cluster).yaml())?;
+        bed.assert_spread([67, 67, 67], 40)?;
+    }
+    Ok(())
 }
 
 #[test]
 fn least_request_avoids_the_busy_one() -> Result<()> {
     needs_root!(Ok(()));
-    let bed = Bed::new()?;
-    let endpoints = |servers: &[usize]| {
-        let endpoints: Vec<String> = servers.iter().map(|s| bed.endpoint(*s, "")).collect();
-        format!(
-            "lb_policy: LEAST_REQUEST, {}",
-            assignment(&[group("", &endpoints)])
-        )
-    };
-    let agent = MeshAgent::start(&bed.testbed, &bed.config(&endpoints(&[0])).yaml())?;
-    let busy = [bed.kernel, bed.agent].map(|vip| Connect::to(vip).times(20).hold(&bed.client));
-    apply(&agent, &bed.config(&endpoints(&[0, 1])).yaml())?;
-    // The busy one is taken only when both draws name it: one time in four.
-    bed.assert_spread([50, 150, 0], 36)?;
-    for held in busy {
-        assert_eq!(held?.check()?.dead, 0, "connections outlive the change");
+    for six in [false, true] {
+        let bed = Bed::new(six)?;
+        let endpoints = |servers: &[usize]| {
+            let endpoints: Vec<String> = servers.iter().map(|s| bed.endpoint(*s, "")).collect();
+            format!(
+                "lb_policy: LEAST_REQUEST, {}",
+                assignment(&[group("", &endpoints)])
+            )
+        };
+        let agent = MeshAgent::start(&bed.testbed, &bed.config(&endpoints(&[0])).yaml())?;
+        let busy = [bed.kernel, bed.agent].map(|vip| Connect::to(vip).times(20).hold(&bed.client));
+        apply(&agent, &bed.config(&endpoints(&[0, 1])).yaml())?;
+        // The busy one is taken only when both draws name it: one time in four.
+        bed.assert_spread([50, 150, 0], 36)?;
+        for held in busy {
+            assert_eq!(held?.check()?.dead, 0, "connections outlive the change");
+        }
     }
     Ok(())
 }
@@ -163,89 +180,93 @@ fn least_request_avoids_the_busy_one() -> Result<()> {
 #[test]
 fn least_request_of_unequal_weights_keeps_them_when_idle() -> Result<()> {
     needs_root!(Ok(()));
-    let bed = Bed::new()?;
-    let endpoints = [
-        bed.endpoint(0, ", load_balancing_weight: 3"),
-        bed.endpoint(1, ""),
-    ];
-    let cluster = format!(
-        "lb_policy: LEAST_REQUEST, {}",
-        assignment(&[group("", &endpoints)])
-    );
-    let _agent = MeshAgent::start(&bed.testbed, &bed.config(&cluster).yaml())?;
-    let spread = bed.spread(bed.agent, 200)?;
-    // A connection that has just ended may still count for a moment.
-    assert!(spread["a"].abs_diff(150) <= 30, "{spread:?}");
+    for six in [false, true] {
+        let bed = Bed::new(six)?;
+        let endpoints = [
+            bed.endpoint(0, ", load_balancing_weight: 3"),
+            bed.endpoint(1, ""),
+        ];
+        let cluster = format!(
+            "lb_policy: LEAST_REQUEST, {}",
+            assignment(&[group("", &endpoints)])
+        );
+        let _agent = MeshAgent::start(&bed.testbed, &bed.config(&cluster).yaml())?;
+        let spread = bed.spread(bed.agent, 200)?;
+        // A connection that has just ended may still count for a moment.
+        assert!(spread["a"].abs_diff(150) <= 30, "{spread:?}");
+    }
     Ok(())
 }
 
 #[test]
 fn priorities_localities_and_health_decide_in_both_places() -> Result<()> {
     needs_root!(Ok(()));
-    let bed = Bed::new()?;
-    let sick = |server| bed.endpoint(server, ", health_status: UNHEALTHY");
-    let well = |server| bed.endpoint(server, "");
-    // Half of the first priority is sick: 70 % stay.
-    let failover = assignment(&[
-        group("", &[well(0), sick(1)]),
-        group("priority: 1, ", &[well(2)]),
-    ]);
-    let agent = MeshAgent::start(&bed.testbed, &bed.config(&failover).yaml())?;
-    // The agent draws the priority at random: six standard deviations.
-    bed.assert_spread([140, 0, 60], 39)?;
-    for (config, expected, slack) in [
-        // Nobody is well: all are used.
-        (
-            assignment(&[group("", &[sick(0), sick(1)])]),
-            [100, 100, 0],
-            0,
-        ),
-        // Draining and timed-out endpoints are not.
-        (
-            assignment(&[group(
-                "",
-                &[
-                    bed.endpoint(0, ", health_status: DRAINING"),
-                    well(1),
-                    well(2),
-                ],
-            )]),
-            [0, 100, 100],
-            0,
-        ),
-        // Degraded endpoints wait for the healthy ones to be too few.
-        (
-            assignment(&[group(
-                "",
-                &[
-                    well(0),
-                    well(1),
-                    bed.endpoint(2, ", health_status: DEGRADED"),
-                ],
-            )]),
-            [93, 93, 14],
-            24,
-        ),
-        (
-            format!(
-                "common_lb_config: {{locality_weighted_lb_config: {{}}}}, {}",
-                assignment(&[
-                    group(
-                        "locality: {zone: x}, load_balancing_weight: 3, ",
-                        &[well(0)]
-                    ),
-                    group(
-                        "locality: {zone: y}, load_balancing_weight: 2, ",
-                        &[well(1), well(2)]
-                    ),
-                ])
+    for six in [false, true] {
+        let bed = Bed::new(six)?;
+        let sick = |server| bed.endpoint(server, ", health_status: UNHEALTHY");
+        let well = |server| bed.endpoint(server, "");
+        // Half of the first priority is sick: 70 % stay.
+        let failover = assignment(&[
+            group("", &[well(0), sick(1)]),
+            group("priority: 1, ", &[well(2)]),
+        ]);
+        let agent = MeshAgent::start(&bed.testbed, &bed.config(&failover).yaml())?;
+        // The agent draws the priority at random: six standard deviations.
+        bed.assert_spread([140, 0, 60], 39)?;
+        for (config, expected, slack) in [
+            // Nobody is well: all are used.
+            (
+                assignment(&[group("", &[sick(0), sick(1)])]),
+                [100, 100, 0],
+                0,
             ),
-            [120, 40, 40],
-            0,
-        ),
-    ] {
-        apply(&agent, &bed.config(&config).yaml())?;
-        bed.assert_spread(expected, slack)?;
+            // Draining and timed-out endpoints are not.
+            (
+                assignment(&[group(
+                    "",
+                    &[
+                        bed.endpoint(0, ", health_status: DRAINING"),
+                        well(1),
+                        well(2),
+                    ],
+                )]),
+                [0, 100, 100],
+                0,
+            ),
+            // Degraded endpoints wait for the healthy ones to be too few.
+            (
+                assignment(&[group(
+                    "",
+                    &[
+                        well(0),
+                        well(1),
+                        bed.endpoint(2, ", health_status: DEGRADED"),
+                    ],
+                )]),
+                [93, 93, 14],
+                24,
+            ),
+            (
+                format!(
+                    "common_lb_config: {{locality_weighted_lb_config: {{}}}}, {}",
+                    assignment(&[
+                        group(
+                            "locality: {zone: x}, load_balancing_weight: 3, ",
+                            &[well(0)]
+                        ),
+                        group(
+                            "locality: {zone: y}, load_balancing_weight: 2, ",
+                            &[well(1), well(2)]
+                        ),
+                    ])
+                ),
+                [120, 40, 40],
+                0,
+            ),
+        ] {
+            apply(&agent, &bed.config(&config).yaml())?;
+            bed.assert_spread(expected, slack)?;
+        }
     }
     Ok(())
 }
@@ -253,27 +274,32 @@ fn priorities_localities_and_health_decide_in_both_places() -> Result<()> {
 #[test]
 fn endpoints_come_from_a_section_of_their_own() -> Result<()> {
     needs_root!(Ok(()));
-    let bed = Bed::new()?;
-    let eds = |servers: &[usize]| {
-        let endpoints: Vec<String> = servers.iter().map(|s| bed.endpoint(*s, "")).collect();
-        bed.config("type: EDS, eds_cluster_config: {eds_config: {ads: {}}, service_name: shared}")
+    for six in [false, true] {
+        let bed = Bed::new(six)?;
+        let eds = |servers: &[usize]| {
+            let endpoints: Vec<String> = servers.iter().map(|s| bed.endpoint(*s, "")).collect();
+            bed.config(
+                "type: EDS, eds_cluster_config: {eds_config: {ads: {}}, service_name: shared}",
+            )
             .endpoints(&format!(
                 "cluster_name: shared, endpoints: [{}]",
                 group("", &endpoints)
             ))
             .yaml()
-    };
-    let agent = MeshAgent::start(&bed.testbed, &eds(&[0]))?;
-    bed.assert_spread([200, 0, 0], 0)?;
-    let mut held = [bed.kernel, bed.agent].map(|vip| Connect::to(vip).times(3).hold(&bed.client));
-    apply(&agent, &eds(&[1, 2]))?;
-    bed.assert_spread([0, 100, 100], 0)?;
-    for held in &mut held {
-        let alive = held.as_mut().map(|held| held.check());
-        assert!(
-            matches!(&alive, Ok(Ok(held)) if held.alive == 3),
-            "connections outlive their endpoint's removal: {alive:?}"
-        );
+        };
+        let agent = MeshAgent::start(&bed.testbed, &eds(&[0]))?;
+        bed.assert_spread([200, 0, 0], 0)?;
+        let mut held =
+            [bed.kernel, bed.agent].map(|vip| Connect::to(vip).times(3).hold(&bed.client));
+        apply(&agent, &eds(&[1, 2]))?;
+        bed.assert_spread([0, 100, 100], 0)?;
+        for held in &mut held {
+            let alive = held.as_mut().map(|held| held.check());
+            assert!(
+                matches!(&alive, Ok(Ok(held)) if held.alive == 3),
+                "connections outlive their endpoint's removal: {alive:?}"
+            );
+        }
     }
     Ok(())
 }

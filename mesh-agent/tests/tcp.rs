@@ -131,125 +131,132 @@ fn either_side_may_end_first_and_still_be_answered() -> Result<()> {
 #[test]
 fn a_reset_is_passed_on_as_a_reset() -> Result<()> {
     needs_root!(Ok(()));
-    let line = Line::new(v4, IN_AGENT, "")?;
-    let (client, mut server) = line.connect()?;
-    reset(client)?;
-    assert!(is_reset(&mut server), "the client's reset");
+    for family in FAMILIES {
+        let line = Line::new(family, IN_AGENT, "")?;
+        let (client, mut server) = line.connect()?;
+        reset(client)?;
+        assert!(is_reset(&mut server), "the client's reset");
 
-    let (mut client, server) = line.connect()?;
-    reset(server)?;
-    assert!(is_reset(&mut client), "the server's reset");
+        let (mut client, server) = line.connect()?;
+        reset(server)?;
+        assert!(is_reset(&mut client), "the server's reset");
 
-    // While the other direction is full of bytes that nobody takes.
-    let (mut client, mut server) = line.connect()?;
-    client.set_nonblocking(true)?;
-    let junk = vec![1; 1 << 20];
-    eventually("nothing more fits in", PATIENCE, || {
-        matches!(client.write(&junk), Err(error) if error.kind() == ErrorKind::WouldBlock)
-            && cluster_stat(&line.agent, "app", "upstream_cx_active").is_ok_and(|open| open == 1)
-    })?;
-    reset(client)?;
-    eventually(
-        "the server is reset although it never read",
-        PATIENCE,
-        || matches!(server.write(b"x"), Err(error) if error.kind() != ErrorKind::WouldBlock),
-    )?;
-    assert!(!matches!(server.read(&mut [0]), Ok(0)), "no orderly end");
+        // While the other direction is full of bytes that nobody takes.
+        let (mut client, mut server) = line.connect()?;
+        client.set_nonblocking(true)?;
+        let junk = vec![1; 1 << 20];
+        eventually("nothing more fits in", PATIENCE, || {
+            matches!(client.write(&junk), Err(error) if error.kind() == ErrorKind::WouldBlock)
+                && cluster_stat(&line.agent, "app", "upstream_cx_active")
+                    .is_ok_and(|open| open == 1)
+        })?;
+        reset(client)?;
+        eventually(
+            "the server is reset although it never read",
+            PATIENCE,
+            || matches!(server.write(b"x"), Err(error) if error.kind() != ErrorKind::WouldBlock),
+        )?;
+        assert!(!matches!(server.read(&mut [0]), Ok(0)), "no orderly end");
+    }
     Ok(())
 }
 
 #[test]
 fn idle_connections_end_and_busy_ones_stay() -> Result<()> {
     needs_root!(Ok(()));
-    let line = Line::new(v4, ", idle_timeout: 0.5s", "")?;
-    let (mut busy, mut busy_server) = line.connect()?;
-    let (mut idle, mut idle_server) = line.connect()?;
-    let start = Instant::now();
-    idle.set_read_timeout(Some(Duration::from_millis(50)))?;
-    loop {
-        // A byte each way in turn counts for both directions.
-        busy.write_all(b"a")?;
-        busy_server.read_exact(&mut [0])?;
-        match idle.read(&mut [0]) {
-            Ok(0) => break,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                ensure!(start.elapsed() < PATIENCE, "the idle connection never ends");
+    for family in FAMILIES {
+        let line = Line::new(family, ", idle_timeout: 0.5s", "")?;
+        let (mut busy, mut busy_server) = line.connect()?;
+        let (mut idle, mut idle_server) = line.connect()?;
+        let start = Instant::now();
+        idle.set_read_timeout(Some(Duration::from_millis(50)))?;
+        loop {
+            // A byte each way in turn counts for both directions.
+            busy.write_all(b"a")?;
+            busy_server.read_exact(&mut [0])?;
+            match idle.read(&mut [0]) {
+                Ok(0) => break,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    ensure!(start.elapsed() < PATIENCE, "the idle connection never ends");
+                }
+                other => anyhow::bail!("{other:?}"),
             }
-            other => anyhow::bail!("{other:?}"),
         }
+        let after = start.elapsed();
+        assert!(after >= Duration::from_millis(450), "ended after {after:?}");
+        assert_eq!(text(&mut idle_server)?, "");
+        busy_server.write_all(b"still here")?;
+        drop(busy_server);
+        assert_eq!(text(&mut busy)?, "still here");
     }
-    let after = start.elapsed();
-    assert!(after >= Duration::from_millis(450), "ended after {after:?}");
-    assert_eq!(text(&mut idle_server)?, "");
-    busy_server.write_all(b"still here")?;
-    drop(busy_server);
-    assert_eq!(text(&mut busy)?, "still here");
     Ok(())
 }
 
 #[test]
 fn endpoints_that_refuse_are_tried_as_often_as_configured() -> Result<()> {
     needs_root!(Ok(()));
-    let testbed = Testbed::new()?;
-    let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
-    let app = Server::tcp(&server, "app", 9000)?;
-    let nobody = |port| SocketAddr::new(server.ip4().into(), port);
-    let (some, none) = (
-        SocketAddr::new(testbed.vip4(7).into(), 700),
-        SocketAddr::new(testbed.vip4(8).into(), 800),
-    );
-    let config = Config::default()
-        .enrol(&client, "")
-        .tcp("some", some, ", max_connect_attempts: 3")
-        .tcp("none", none, ", max_connect_attempts: 3")
-        // In turn: of three tries in a row one meets the one that is there.
-        .cluster("some", &[nobody(1), nobody(2), app.addr4()])
-        .cluster("none", &[nobody(3)]);
-    let agent = MeshAgent::start(&testbed, &config.yaml())?;
-    for one in Connect::to(some).times(4).run(&client)? {
-        assert_eq!(greeted_by(&one)?, "app", "{one:?}");
+    for family in FAMILIES {
+        let testbed = Testbed::new()?;
+        let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
+        let app = Server::tcp(&server, "app", 9000)?;
+        let (vip, own) = family(&testbed, &server);
+        let at = |port| SocketAddr::new(own, port);
+        let (some, none) = (SocketAddr::new(vip, 700), SocketAddr::new(vip, 800));
+        let config = Config::default()
+            .enrol(&client, "")
+            .tcp("some", some, ", max_connect_attempts: 3")
+            .tcp("none", none, ", max_connect_attempts: 3")
+            // In turn: of three tries in a row one meets the one that is there.
+            .cluster("some", &[at(1), at(2), at(app.port())])
+            .cluster("none", &[at(3)]);
+        let agent = MeshAgent::start(&testbed, &config.yaml())?;
+        for one in Connect::to(some).times(4).run(&client)? {
+            assert_eq!(greeted_by(&one)?, "app", "{one:?}");
+        }
+        let failed = cluster_stat(&agent, "some", "upstream_cx_connect_fail")?;
+        // Every try that did not succeed failed.
+        assert_eq!(
+            cluster_stat(&agent, "some", "upstream_cx_total")?,
+            failed + 4
+        );
+        assert!((4..=8).contains(&failed), "{failed}");
+        let one = Connect::to(none).run_one(&client)?;
+        assert!(one.errno != 0 && one.received.is_empty(), "{one:?}");
+        assert_eq!(cluster_stat(&agent, "none", "upstream_cx_connect_fail")?, 3);
+        assert_eq!(
+            cluster_stat(&agent, "none", "upstream_cx_connect_attempts_exceeded")?,
+            1
+        );
     }
-    let failed = cluster_stat(&agent, "some", "upstream_cx_connect_fail")?;
-    // Every try that did not succeed failed.
-    assert_eq!(
-        cluster_stat(&agent, "some", "upstream_cx_total")?,
-        failed + 4
-    );
-    assert!((4..=8).contains(&failed), "{failed}");
-    let one = Connect::to(none).run_one(&client)?;
-    assert!(one.errno != 0 && one.received.is_empty(), "{one:?}");
-    assert_eq!(cluster_stat(&agent, "none", "upstream_cx_connect_fail")?, 3);
-    assert_eq!(
-        cluster_stat(&agent, "none", "upstream_cx_connect_attempts_exceeded")?,
-        1
-    );
     Ok(())
 }
 
 #[test]
 fn max_connections_refuses_the_next_one_and_says_why() -> Result<()> {
     needs_root!(Ok(()));
-    let limits = ", circuit_breakers: {thresholds: [{max_connections: 3}]}";
-    let line = Line::new(v4, IN_AGENT, limits)?;
-    let mut open = (0..3).map(|_| line.connect()).collect::<Result<Vec<_>>>()?;
-    // The reset may be there before connect(2) returns.
-    let refused = match line.client.dial(line.vip) {
-        Ok(mut stream) => is_reset(&mut stream),
-        Err(error) => format!("{error:#}").contains("reset by peer"),
-    };
-    assert!(refused, "the fourth connection");
-    let stat = |name| cluster_stat(&line.agent, "app", name);
-    assert_eq!(stat("upstream_cx_overflow")?, 1);
-    assert_eq!(stat("upstream_cx_connect_fail")?, 0);
-    assert_eq!(stat("upstream_cx_total")?, 3);
-    open.pop();
-    eventually("a place is free again", PATIENCE, || {
-        stat("upstream_cx_active").is_ok_and(|active| active == 2)
-    })?;
-    open.push(line.connect()?);
-    for (client, server) in &mut open {
-        client.write_all(b"x")?;
-        server.read_exact(&mut [0])?;
+    for family in FAMILIES {
+        let limits = ", circuit_breakers: {thresholds: [{max_connections: 3}]}";
+        let line = Line::new(family, IN_AGENT, limits)?;
+        let mut open = (0..3).map(|_| line.connect()).collect::<Result<Vec<_>>>()?;
+        // The reset may be there before connect(2) returns.
+        let refused = match line.client.dial(line.vip) {
+            Ok(mut stream) => is_reset(&mut stream),
+            Err(error) => format!("{error:#}").contains("reset by peer"),
+        };
+        assert!(refused, "the fourth connection");
+        let stat = |name| cluster_stat(&line.agent, "app", name);
+        assert_eq!(stat("upstream_cx_overflow")?, 1);
+        assert_eq!(stat("upstream_cx_connect_fail")?, 0);
+        assert_eq!(stat("upstream_cx_total")?, 3);
+        open.pop();
+        eventually("a place is free again", PATIENCE, || {
+            stat("upstream_cx_active").is_ok_and(|active| active == 2)
+        })?;
+        open.push(line.connect()?);
+        for (client, server) in &mut open {
+            client.write_all(b"x")?;
+            server.read_exact(&mut [0])?;
+        }
     }
     Ok(())
 }
@@ -303,56 +310,58 @@ fn pattern(at: usize) -> u8 {
 #[test]
 fn bulk_arrives_whole_both_ways_past_slow_readers() -> Result<()> {
     needs_root!(Ok(()));
-    const BYTES: usize = 10 << 20;
-    let line = Line::new(v4, IN_AGENT, "")?;
-    let send = |mut stream: TcpStream| -> Result<()> {
-        let bytes: Vec<u8> = (0..BYTES).map(pattern).collect();
-        stream.write_all(&bytes)?;
-        stream.shutdown(Shutdown::Write)?;
-        Ok(())
-    };
-    let receive = |mut stream: TcpStream| -> Result<()> {
-        let mut at = 0;
-        let mut buffer = vec![0; 60_000];
-        loop {
-            let read = stream.read(&mut buffer)?;
-            if read == 0 {
-                ensure!(at == BYTES, "{at} bytes arrived");
-                return Ok(());
+    for family in FAMILIES {
+        const BYTES: usize = 10 << 20;
+        let line = Line::new(family, IN_AGENT, "")?;
+        let send = |mut stream: TcpStream| -> Result<()> {
+            let bytes: Vec<u8> = (0..BYTES).map(pattern).collect();
+            stream.write_all(&bytes)?;
+            stream.shutdown(Shutdown::Write)?;
+            Ok(())
+        };
+        let receive = |mut stream: TcpStream| -> Result<()> {
+            let mut at = 0;
+            let mut buffer = vec![0; 60_000];
+            loop {
+                let read = stream.read(&mut buffer)?;
+                if read == 0 {
+                    ensure!(at == BYTES, "{at} bytes arrived");
+                    return Ok(());
+                }
+                let wrong = buffer[..read]
+                    .iter()
+                    .enumerate()
+                    .find(|(i, byte)| **byte != pattern(at + i));
+                ensure!(wrong.is_none(), "wrong after {at}: {wrong:?}");
+                at += read;
+                // Slower than the sender: the bytes must wait somewhere.
+                std::thread::sleep(Duration::from_micros(200));
             }
-            let wrong = buffer[..read]
-                .iter()
-                .enumerate()
-                .find(|(i, byte)| **byte != pattern(at + i));
-            ensure!(wrong.is_none(), "wrong after {at}: {wrong:?}");
-            at += read;
-            // Slower than the sender: the bytes must wait somewhere.
-            std::thread::sleep(Duration::from_micros(200));
-        }
-    };
-    let before = line.agent.memory()?;
-    let pairs = (0..8).map(|_| line.connect()).collect::<Result<Vec<_>>>()?;
-    std::thread::scope(|scope| -> Result<()> {
-        let mut threads = Vec::new();
-        for (client, server) in &pairs {
-            for stream in [client, server] {
-                let (reading, writing) = (stream.try_clone()?, stream.try_clone()?);
-                threads.push(scope.spawn(move || send(writing)));
-                threads.push(scope.spawn(move || receive(reading)));
+        };
+        let before = line.agent.memory()?;
+        let pairs = (0..8).map(|_| line.connect()).collect::<Result<Vec<_>>>()?;
+        std::thread::scope(|scope| -> Result<()> {
+            let mut threads = Vec::new();
+            for (client, server) in &pairs {
+                for stream in [client, server] {
+                    let (reading, writing) = (stream.try_clone()?, stream.try_clone()?);
+                    threads.push(scope.spawn(move || send(writing)));
+                    threads.push(scope.spawn(move || receive(reading)));
+                }
             }
-        }
-        for thread in threads {
-            thread
-                .join()
-                .map_err(|_| anyhow::anyhow!("a thread panicked"))??;
-        }
-        Ok(())
-    })?;
-    let grown = line.agent.memory()?.saturating_sub(before);
-    assert!(
-        grown < 24 << 20,
-        "160 MiB through the agent left {grown} bytes"
-    );
+            for thread in threads {
+                thread
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+            }
+            Ok(())
+        })?;
+        let grown = line.agent.memory()?.saturating_sub(before);
+        assert!(
+            grown < 24 << 20,
+            "160 MiB through the agent left {grown} bytes"
+        );
+    }
     Ok(())
 }
 
