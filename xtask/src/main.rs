@@ -7,6 +7,8 @@ mod dist;
 mod doctor;
 mod ebpf;
 mod envoy;
+mod pip;
+mod python;
 mod sh;
 mod test;
 mod toolchain;

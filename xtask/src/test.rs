@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::sh::{cargo, is_root, run as run_command, say, show, which};
-use crate::{apt, ebpf, envoy, workspace};
+use crate::{apt, ebpf, envoy, python, workspace};
 
 /// A part of the tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -90,7 +90,12 @@ pub(crate) fn run(part: Option<Part>) -> Result<()> {
     if wanted(Part::Interop) {
         step(&mut steps, "interop", || {
             let envoy = envoy::ensure().unwrap_or_default();
-            targets(&interop, &[("ENVOY_BIN", envoy.as_os_str())], &skip_log)
+            let python = python::ensure().unwrap_or_default();
+            let peers = [
+                ("ENVOY_BIN", envoy.as_os_str()),
+                ("MESH_PYTHON", python.as_os_str()),
+            ];
+            targets(&interop, &peers, &skip_log)
         });
     }
     finish(&steps, &skip_log)
