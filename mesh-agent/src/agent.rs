@@ -13,14 +13,15 @@ use tokio::sync::{mpsc, watch};
 use crate::admin::{Question, State, serve_admin, serve_metrics, serve_readiness};
 use crate::cgroup;
 use crate::cli::args::RunArgs;
+use crate::config::model::workload::Workload;
 use crate::datapath::{Datapath, Options};
 use crate::proxy::Proxy;
-use crate::snapshot::{DnsTable, Inputs, SharedSnapshot, Snapshot, ViewId, compile};
+use crate::snapshot::{DnsTable, Inputs, SharedSnapshot, Snapshot, compile};
 use crate::source::dns::{self, DnsSource, DnsStats, Queries, Resolver};
 use crate::source::file::{self, Loaded, ReloadStatus};
-use crate::source::xds::{self, Published};
+use crate::source::xds::{Sight, Views};
 use crate::store::ResourceSet;
-use crate::workload::{Manager, WorkloadState};
+use crate::workload::{Manager, Netns, WorkloadState};
 
 /// How often namespaces are looked at and the kernel is told that the agent lives.
 const TICK: Duration = Duration::from_millis(250);
@@ -47,9 +48,9 @@ struct Agent {
     started: Instant,
     loaded: Arc<Loaded>,
     /// What the data plane is made of: of the file, of the management server, or of both.
-    resources: Arc<ResourceSet>,
-    /// The management server's part, once it has come whole.
-    xds: Option<Published>,
+    sight: Sight,
+    /// The management server's part.
+    xds: Option<Views>,
     dns: Arc<DnsTable>,
     dns_stats: Arc<DnsStats>,
     reloads: Arc<ReloadStatus>,
@@ -71,14 +72,14 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
     serve_readiness(args.readiness, readiness).await?;
     let (mut reloaded, reloads) = file::watch(args.config.clone(), loaded.clone())
         .with_context(|| format!("cannot watch {}", args.config.display()))?;
-    let follows = args
-        .xds
-        .options()
-        .map(|options| xds::follow(options, Arc::default()));
-    let (_unused, nothing) = watch::channel(Published::default());
-    let mut published = follows.clone().unwrap_or(nothing);
-    let resources = Arc::new(loaded.resources.clone());
-    let (wanted, queries) = watch::channel(dns_queries(&resources));
+    let options = args.xds.options();
+    let mut xds = options.map(|options| Views::new(options, args.xds.scope()));
+    let streams = xds.as_ref().map(Views::changed).unwrap_or_default();
+    let sight = match &mut xds {
+        Some(xds) => xds.sight(&loaded.resources),
+        None => Sight::of_file(&loaded.resources),
+    };
+    let (wanted, queries) = watch::channel(dns_queries(&sight));
     let names = DnsSource::start(Resolver::system(), queries);
     let mut resolved = names.table();
 
@@ -100,8 +101,8 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         args: args.clone(),
         started: Instant::now(),
         loaded,
-        resources,
-        xds: follows.is_some().then(Published::default),
+        sight,
+        xds,
         dns: Arc::default(),
         dns_stats: names.stats().clone(),
         reloads,
@@ -119,15 +120,16 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
             _ = tick.tick() => agent.tick(),
             Ok(()) = reloaded.changed() => {
                 agent.loaded = reloaded.borrow_and_update().clone();
-                agent.merge();
-                wanted.send_replace(dns_queries(&agent.resources));
+                agent.follow_pods();
+                agent.look();
+                wanted.send_replace(dns_queries(&agent.sight));
                 agent.apply();
                 tracing::info!(generation = agent.snapshots.load().generation, "configuration reloaded");
             }
-            Ok(()) = published.changed(), if agent.xds.is_some() => {
-                let news = published.borrow_and_update().clone();
-                if agent.take(news) {
-                    wanted.send_replace(dns_queries(&agent.resources));
+            () = streams.notified() => {
+                if agent.xds.as_mut().is_some_and(Views::take) {
+                    agent.look();
+                    wanted.send_replace(dns_queries(&agent.sight));
                     agent.apply();
                 }
                 agent.tell_ready();
@@ -150,38 +152,30 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
 }
 
 impl Agent {
-    /// Takes what the management server published. Says whether the data plane changes by it.
-    fn take(&mut self, news: Published) -> bool {
-        let Some(known) = &self.xds else {
-            return false;
+    /// Makes what pods see of what the sources have.
+    fn look(&mut self) {
+        let file = &self.loaded.resources;
+        self.sight = match &mut self.xds {
+            Some(xds) => xds.sight(file),
+            None => Sight::of_file(file),
         };
-        // The first configuration is used whole or not at all: half of it would refuse what the
-        // other half allows.
-        let usable = known.complete || news.complete;
-        let changed = usable && !Arc::ptr_eq(&known.resources, &news.resources);
-        self.xds = Some(Published {
-            complete: usable,
-            ..news
-        });
-        if changed {
-            self.merge();
-        }
-        changed
     }
 
-    /// The file's resources, and the management server's under names that the file does not use.
-    fn merge(&mut self) {
-        let file = &self.loaded.resources;
-        self.resources = match &self.xds {
-            Some(xds) if xds.complete && file.is_empty() => xds.resources.clone(),
-            Some(xds) if xds.complete => Arc::new(file.over(&xds.resources)),
-            _ => Arc::new(file.clone()),
+    /// Opens and closes the streams of pods that came and went. Says whether one was closed.
+    fn follow_pods(&mut self) -> bool {
+        let present = |workload: &Workload| {
+            let netns = Netns::open(&workload.netns.path()).ok()?;
+            netns.addresses().ok()
         };
+        let workloads = &self.loaded.node.workloads;
+        self.xds
+            .as_mut()
+            .is_some_and(|xds| xds.follow_pods(workloads, present))
     }
 
     /// Whether there is a configuration to serve pods by.
     fn configured(&self) -> bool {
-        self.xds.as_ref().is_none_or(|xds| xds.complete)
+        self.xds.as_ref().is_none_or(Views::ready)
     }
 
     /// Says once that the agent is ready.
@@ -204,9 +198,11 @@ impl Agent {
     fn apply(&mut self) {
         let start = Instant::now();
         let previous = self.snapshots.load_full();
-        let views = [(ViewId::NODE, &*self.resources)];
+        let in_use = self.manager.views_in_use();
         let inputs = Inputs {
-            views: &views,
+            views: &self.sight.views,
+            pods: self.sight.pods.clone(),
+            in_use: &in_use,
             node: &self.loaded.node,
             dns: &self.dns,
         };
@@ -232,6 +228,14 @@ impl Agent {
             tracing::error!(%error, "the kernel takes the agent for dead");
         }
         let snapshot = self.snapshots.load_full();
+        let closed = self.follow_pods();
+        if closed {
+            self.look();
+        }
+        // Views that pods left behind with the last snapshot go, too.
+        if closed || snapshot.views.len() > self.sight.views.len() {
+            return self.apply();
+        }
         self.reconcile_pods(&snapshot);
     }
 
@@ -239,6 +243,7 @@ impl Agent {
         StateHolder {
             agent: self,
             snapshot: self.snapshots.load_full(),
+            resources: self.sight.all(),
         }
     }
 
@@ -276,6 +281,7 @@ impl Agent {
 struct StateHolder<'a> {
     agent: &'a Agent,
     snapshot: Arc<Snapshot>,
+    resources: Arc<ResourceSet>,
 }
 
 impl StateHolder<'_> {
@@ -286,7 +292,7 @@ impl StateHolder<'_> {
             started: agent.started,
             config: agent.args.config.display().to_string(),
             reloads: agent.reloads.get(),
-            resources: &agent.resources,
+            resources: &self.resources,
             snapshot: &self.snapshot,
             datapath: &agent.datapath,
             workloads: agent.manager.status(),
@@ -304,7 +310,8 @@ impl StateHolder<'_> {
 }
 
 /// The names the configuration needs resolved.
-fn dns_queries(resources: &ResourceSet) -> Arc<Queries> {
-    let clusters = resources.clusters.values();
+fn dns_queries(sight: &Sight) -> Arc<Queries> {
+    let views = sight.views.iter();
+    let clusters = views.flat_map(|(_, resources)| resources.clusters.values());
     Arc::new(dns::queries(clusters.map(|resource| &*resource.value)))
 }

@@ -503,3 +503,88 @@ fn pods_stay_plain_until_the_first_configuration_has_come_whole() -> Result<()> 
     ensure!(direct.exit == 7, "REGISTRY_ONLY does not hold: {direct:?}");
     Ok(())
 }
+
+/// `/workloads`: the view of each pod, by name.
+fn views(agent: &MeshAgent) -> Result<std::collections::BTreeMap<String, Option<u64>>> {
+    let page: Value = serde_json::from_str(&agent.get("/workloads")?.body)?;
+    let all = page.as_array().cloned().unwrap_or_default();
+    Ok(all
+        .iter()
+        .map(|one| {
+            let name = one["name"].as_str().unwrap_or_default().to_owned();
+            (name, one["view"].as_u64())
+        })
+        .collect())
+}
+
+#[test]
+fn each_pod_has_a_stream_as_a_sidecar_and_equal_pods_share_a_view() -> Result<()> {
+    needs_root!(Ok(()));
+    for mode in ["delta", "sotw"] {
+        let testbed = Testbed::new()?;
+        let (a, b, server) = (testbed.pod("a")?, testbed.pod("b")?, testbed.pod("server")?);
+        let one = Server::http(&server, "one", "v1", 0)?;
+        let vip = SocketAddr::new(testbed.vip4(1).into(), 80);
+        let ads = Ads::start()?;
+        ads.change(|state| {
+            state.set(CLUSTER, "one", &cluster("one"));
+            state.set(ENDPOINTS, "one", &endpoints("one", &[one.addr4()]));
+            state.set(LISTENER, "web", &http_listener("web", vip, "web"));
+            state.set(ROUTES, "web", &routes("web", "one"));
+        });
+        let config = |pods: &[&Pod]| {
+            let pods: Vec<Value> = pods
+                .iter()
+                .map(|pod| json!({ "name": pod.name(), "namespace": "shop", "labels": { "app": "web" }, "netns": pod.netns_path() }))
+                .collect();
+            json!({ "workloads": pods }).to_string()
+        };
+        let agent = MeshAgent::builder(&testbed)?
+            .arg("--xds")
+            .arg(ads.address())
+            .arg("--xds-mode")
+            .arg(mode)
+            .arg("--xds-scope")
+            .arg("workload")
+            .start(&config(&[&a, &b]))?;
+        let url = format!("http://{vip}/");
+        let serves = |pod: &Pod| {
+            Curl::get(pod, &url)
+                .send()
+                .is_ok_and(|response| response.status == 200)
+        };
+        eventually("both are served", PATIENCE, || serves(&a) && serves(&b))?;
+        let seen = views(&agent)?;
+        ensure!(
+            seen["a"].is_some() && seen["a"] == seen["b"],
+            "equal pods see {seen:?}"
+        );
+        let id = format!("sidecar~{}~a.shop~shop.svc.cluster.local", a.ip4());
+        ads.wait("the stream of a sidecar", |asked| {
+            asked.node.as_deref() == Some(&id)
+        })?;
+        assert_eq!(ads.open_streams(), 2);
+        // What only one of them may see.
+        let traffic = Traffic::start(&a, vip)?;
+        ads.change(|state| state.only_for(LISTENER, "web", "~a.shop~"));
+        eventually("b sees it no more", PATIENCE, || !serves(&b))?;
+        ensure!(serves(&a), "a lost what b may not see");
+        let seen = views(&agent)?;
+        ensure!(seen["a"] != seen["b"], "different pods see {seen:?}");
+        ads.change(|state| state.for_all(LISTENER, "web"));
+        eventually("b sees it again", PATIENCE, || serves(&b))?;
+        eventually("one view for both again", PATIENCE, || {
+            views(&agent).is_ok_and(|seen| seen["a"] == seen["b"])
+        })?;
+        // A pod goes, and its stream with it; and comes again.
+        agent.reconfigure(&config(&[&a]))?;
+        eventually("the stream of b is closed", PATIENCE, || {
+            ads.open_streams() == 1
+        })?;
+        eventually("b is plain", PATIENCE, || !serves(&b))?;
+        agent.reconfigure(&config(&[&a, &b]))?;
+        eventually("b is back", PATIENCE, || serves(&b))?;
+        traffic.end()?;
+    }
+    Ok(())
+}

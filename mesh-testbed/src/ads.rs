@@ -123,6 +123,11 @@ impl Ads {
         self.state.asked()
     }
 
+    /// How many streams are open.
+    pub fn open_streams(&self) -> usize {
+        self.state.open.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// Waits until it was asked something.
     ///
     /// # Errors

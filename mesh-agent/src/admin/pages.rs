@@ -191,7 +191,7 @@ impl State<'_> {
                     "netns": workload.netns.path(),
                     "netns_cookie": status.pod.as_ref().map(|pod| pod.netns.cookie()),
                     "pod_id": status.pod.as_ref().map(|pod| pod.id.0),
-                    "view": status.pod.as_ref().map(|pod| pod.view.0),
+                    "view": status.pod.as_ref().map(|pod| pod.view().0),
                     "ips": status.ips,
                     "state": status.state.as_str(),
                     "reason": status.reason,

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::google::protobuf::value::Kind;
+use envoy_types::pb::google::protobuf::{Struct, Value};
 
-use crate::source::xds::{Mode, Options, Server};
+use crate::source::xds::{Mode, Options, Scope, Server};
 
 /// The management server, and who asks it.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -24,6 +26,14 @@ pub struct XdsArgs {
         default_value = "delta"
     )]
     pub xds_mode: XdsMode,
+    /// Who has a stream: the node, or each pod as if it had a sidecar.
+    #[arg(
+        long,
+        env = "MESH_XDS_SCOPE",
+        value_name = "SCOPE",
+        default_value = "node"
+    )]
+    pub xds_scope: XdsScope,
     /// PEM file with the roots that the server's certificate must descend from. Turns TLS on.
     #[arg(long, env = "MESH_XDS_CA", value_name = "FILE")]
     pub xds_ca: Option<PathBuf>,
@@ -57,6 +67,14 @@ pub struct XdsArgs {
         default_value = "mesh-agent"
     )]
     pub node_id: String,
+    /// The id of the Kubernetes cluster, as istiod knows it.
+    #[arg(
+        long,
+        env = "MESH_CLUSTER_ID",
+        value_name = "ID",
+        default_value = "Kubernetes"
+    )]
+    pub cluster_id: String,
     /// Our cluster towards the server.
     #[arg(
         long,
@@ -77,7 +95,25 @@ pub enum XdsMode {
     Sotw,
 }
 
+/// Who has a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum XdsScope {
+    /// The node: all pods see the same.
+    #[default]
+    Node,
+    /// Each pod, as an Istio sidecar: what it sees may differ by labels and `Sidecar` resources.
+    Workload,
+}
+
 impl XdsArgs {
+    /// Who has a stream.
+    pub fn scope(&self) -> Scope {
+        match self.xds_scope {
+            XdsScope::Node => Scope::Node,
+            XdsScope::Workload => Scope::Workload,
+        }
+    }
+
     /// What to ask whom for; `None` without a server.
     pub fn options(&self) -> Option<Options> {
         let address = self.xds.clone()?;
@@ -97,9 +133,33 @@ impl XdsArgs {
                 id: self.node_id.clone(),
                 cluster: self.node_cluster.clone(),
                 user_agent_name: "mesh-agent".into(),
+                metadata: Some(metadata(&[
+                    ("CLUSTER_ID", &self.cluster_id),
+                    ("ISTIO_VERSION", ISTIO_VERSION),
+                    ("NODE_NAME", &hostname()),
+                ])),
                 ..Node::default()
             },
             max_message_bytes: usize::from(self.xds_max_message_mib) << 20,
         })
     }
+}
+
+/// The version of Istio whose sidecars we speak like: istiod answers each version as it
+/// understands.
+const ISTIO_VERSION: &str = "1.29.6";
+
+fn metadata(pairs: &[(&str, &str)]) -> Struct {
+    let fields = pairs.iter().map(|(key, text)| {
+        let kind = Some(Kind::StringValue((*text).to_owned()));
+        ((*key).to_owned(), Value { kind })
+    });
+    Struct {
+        fields: fields.collect(),
+    }
+}
+
+fn hostname() -> String {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }

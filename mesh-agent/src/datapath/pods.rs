@@ -114,7 +114,7 @@ impl Pods {
         let first = |v4: bool| enrolment.ips.iter().find(|ip| ip.is_ipv4() == v4).copied();
         let entry = PodEntry {
             pod_id: pod.id.0,
-            view_id: pod.view.0,
+            view_id: pod.view().0,
             identity: 0,
             flags,
             capture_id,

@@ -71,7 +71,7 @@ pub(super) async fn serve(
         .shared
         .snapshots
         .load()
-        .view(caught.pod.view)
+        .view(caught.pod.view())
         .cloned()
     else {
         return reset(&stream);

@@ -22,7 +22,11 @@ pub type DnsTable = HashMap<(Arc<str>, DnsLookupFamily), Arc<[IpAddr]>>;
 #[derive(Debug)]
 pub struct Inputs<'a> {
     /// Resources by view.
-    pub views: &'a [(ViewId, &'a ResourceSet)],
+    pub views: &'a [(ViewId, Arc<ResourceSet>)],
+    /// Which workload sees which; see [`Snapshot::pods`].
+    pub pods: Option<Arc<HashMap<Name, ViewId>>>,
+    /// Views that pods still look at: they stay until the pods have moved on.
+    pub in_use: &'a [ViewId],
     /// The node's settings and workloads.
     pub node: &'a Arc<NodeConfig>,
     /// What names resolved to.
@@ -31,19 +35,20 @@ pub struct Inputs<'a> {
 
 /// Builds the next snapshot, taking counters over from `previous`.
 pub fn compile(inputs: &Inputs<'_>, previous: &Snapshot) -> Snapshot {
-    let views = inputs
-        .views
-        .iter()
-        .map(|(id, resources)| {
-            (
-                *id,
-                Arc::new(compile_view(*id, resources, inputs, previous.view(*id))),
-            )
-        })
-        .collect();
+    let kept = inputs.in_use.iter().filter_map(|id| {
+        let view = previous.view(*id)?;
+        Some((*id, view.clone()))
+    });
+    let compiled = inputs.views.iter().map(|(id, resources)| {
+        (
+            *id,
+            Arc::new(compile_view(*id, resources, inputs, previous.view(*id))),
+        )
+    });
     Snapshot {
         generation: previous.generation + 1,
-        views,
+        views: kept.chain(compiled).collect(),
+        pods: inputs.pods.clone(),
         node: inputs.node.clone(),
     }
 }

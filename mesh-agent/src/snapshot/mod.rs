@@ -44,11 +44,21 @@ pub struct Snapshot {
     pub generation: u64,
     /// By view.
     pub views: HashMap<ViewId, Arc<View>>,
+    /// Which workload sees which view; `None`: all see [`ViewId::NODE`].
+    pub pods: Option<Arc<HashMap<Name, ViewId>>>,
     /// The node's settings and workloads.
     pub node: Arc<NodeConfig>,
 }
 
 impl Snapshot {
+    /// What a workload sees; `None`: there is no configuration for it yet.
+    pub fn view_of(&self, workload: &Name) -> Option<ViewId> {
+        match &self.pods {
+            None => Some(ViewId::NODE),
+            Some(pods) => pods.get(workload).copied(),
+        }
+    }
+
     /// A cell holding the empty snapshot.
     pub fn shared() -> SharedSnapshot {
         Arc::new(ArcSwap::from_pointee(Self::default()))

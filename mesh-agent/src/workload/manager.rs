@@ -56,11 +56,14 @@ struct Told {
     ips: Vec<std::net::IpAddr>,
     capture: Arc<Capture>,
     inbound: bool,
+    view: ViewId,
 }
 
 /// Why a pod could not be enrolled.
 #[derive(Debug, thiserror::Error)]
 enum EnrolError {
+    #[error("the management server has not sent its configuration yet; its traffic is plain")]
+    NoConfiguration,
     #[error("cannot open the network namespace {path}: {reason}")]
     Netns {
         path: String,
@@ -151,6 +154,21 @@ impl Manager {
         }
     }
 
+    /// The views that pods look at.
+    pub fn views_in_use(&self) -> Vec<ViewId> {
+        let mut views: Vec<ViewId> = self
+            .entries
+            .values()
+            .filter_map(|entry| match &entry.state {
+                State::Enrolled(enrolled) => Some(enrolled.pod.view()),
+                State::Waiting { .. } => None,
+            })
+            .collect();
+        views.sort_unstable();
+        views.dedup();
+        views
+    }
+
     /// Lets all pods go.
     pub fn release_all(&mut self, datapath: &mut Datapath, proxy: &Proxy) {
         let keys: Vec<Name> = self.entries.keys().cloned().collect();
@@ -234,6 +252,9 @@ fn enrol(
     datapath: &mut Datapath,
     proxy: &Proxy,
 ) -> Result<Enrolled, EnrolError> {
+    let view = snapshot
+        .view_of(&workload.key())
+        .ok_or(EnrolError::NoConfiguration)?;
     let path = workload.netns.path();
     let netns_error = |reason| EnrolError::Netns {
         path: path.display().to_string(),
@@ -247,7 +268,7 @@ fn enrol(
         id,
         workload: workload.clone(),
         netns,
-        view: ViewId::NODE,
+        view: view.0.into(),
         ips: ips.clone(),
     });
     let sockets = listen(&pod.netns, proxy.concurrency())?;
@@ -264,6 +285,7 @@ fn enrol(
             ips,
             capture: workload.capture.clone(),
             inbound: false,
+            view,
         },
         ips: pod.ips.clone(),
         pod: pod.clone(),
@@ -305,13 +327,21 @@ impl Enrolled {
 
     fn wanted(&self, workload: &Workload, snapshot: &Snapshot) -> Told {
         let inbound = snapshot
-            .view(self.pod.view)
+            .view(self.view(snapshot))
             .is_some_and(|view| view.inbound.is_some());
         Told {
             ips: self.ips.clone(),
             capture: workload.capture.clone(),
             inbound,
+            view: self.view(snapshot),
         }
+    }
+
+    /// What the pod may see by the snapshot; what it sees already if that does not say.
+    fn view(&self, snapshot: &Snapshot) -> ViewId {
+        snapshot
+            .view_of(&self.pod.workload.key())
+            .unwrap_or_else(|| self.pod.view())
     }
 
     fn tell(
@@ -321,6 +351,7 @@ impl Enrolled {
         datapath: &mut Datapath,
     ) -> Result<(), DatapathError> {
         let wanted = self.wanted(workload, snapshot);
+        self.pod.see(wanted.view);
         datapath.enrol(&Enrolment {
             pod: &self.pod,
             ips: &wanted.ips,

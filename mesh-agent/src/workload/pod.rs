@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::config::model::workload::Workload;
 use crate::snapshot::ViewId;
@@ -21,8 +22,20 @@ pub struct Pod {
     pub workload: Arc<Workload>,
     /// Its network namespace; sockets towards upstreams are made in it.
     pub netns: Netns,
-    /// What it may see.
-    pub view: ViewId,
+    /// What it may see; read by [`Self::view`].
+    pub(super) view: AtomicU32,
     /// Its addresses, loopback and link-local ones left out.
     pub ips: Vec<IpAddr>,
+}
+
+impl Pod {
+    /// What it may see now.
+    pub fn view(&self) -> ViewId {
+        ViewId(self.view.load(Ordering::Relaxed))
+    }
+
+    /// Lets it see something else from now on.
+    pub(super) fn see(&self, view: ViewId) {
+        self.view.store(view.0, Ordering::Relaxed);
+    }
 }

@@ -1,6 +1,7 @@
 //! What the server serves, and what it was asked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
@@ -38,6 +39,8 @@ pub struct Asked {
 pub struct State {
     pub(super) resources: BTreeMap<String, BTreeMap<String, (u64, Any)>>,
     pub(super) withheld: BTreeSet<String>,
+    /// Parts of node ids that alone see a resource (`type_url#name`).
+    pub(super) only: BTreeMap<String, String>,
     pub(super) raw: Vec<Raw>,
     pub(super) version: u64,
 }
@@ -90,6 +93,18 @@ impl State {
         self.withheld.remove(what);
     }
 
+    /// Lets only nodes see a resource whose id holds `part`.
+    pub fn only_for(&mut self, type_url: &str, name: &str, part: &str) {
+        self.version += 1;
+        self.only.insert(format!("{type_url}#{name}"), part.into());
+    }
+
+    /// Lets every node see it again.
+    pub fn for_all(&mut self, type_url: &str, name: &str) {
+        self.version += 1;
+        self.only.remove(&format!("{type_url}#{name}"));
+    }
+
     /// Sends a response as it is.
     pub fn send_delta(&mut self, response: DeltaDiscoveryResponse) {
         self.raw.push(Raw::Delta(response));
@@ -105,6 +120,13 @@ impl State {
         self.raw.push(Raw::Close);
     }
 
+    /// Whether a node sees a resource.
+    pub(super) fn shows(&self, type_url: &str, name: &str, node: &str) -> bool {
+        self.only
+            .get(&format!("{type_url}#{name}"))
+            .is_none_or(|part| node.contains(part.as_str()))
+    }
+
     pub(super) fn says(&self, type_url: &str, name: &str) -> bool {
         !self.withheld.contains(type_url) && !self.withheld.contains(&format!("{type_url}#{name}"))
     }
@@ -115,6 +137,8 @@ impl State {
 pub(super) struct Shared {
     state: Mutex<State>,
     asked: Mutex<Vec<Asked>>,
+    /// Streams that are open.
+    pub(super) open: AtomicUsize,
     changed: watch::Sender<u64>,
 }
 
@@ -123,6 +147,7 @@ impl Default for Shared {
         Self {
             state: Mutex::default(),
             asked: Mutex::default(),
+            open: AtomicUsize::new(0),
             changed: watch::channel(0).0,
         }
     }

@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
 };
+use envoy_types::pb::google::protobuf::Any;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -51,6 +52,8 @@ type Change = (Vec<Resource>, Vec<String>);
 struct Told {
     state: Arc<Shared>,
     kinds: BTreeMap<String, Kind>,
+    /// The client's id.
+    node: String,
     /// How many raw responses it was sent.
     raw: usize,
     nonce: u64,
@@ -59,8 +62,10 @@ struct Told {
 impl Told {
     fn new(state: Arc<Shared>) -> Self {
         let raw = state.lock().raw.len();
+        state.open.fetch_add(1, Ordering::Relaxed);
         Self {
             state,
+            node: String::new(),
             kinds: BTreeMap::new(),
             raw,
             nonce: 0,
@@ -80,17 +85,23 @@ impl Told {
         if state.withheld.contains(type_url) {
             return None;
         }
-        let nothing = BTreeMap::new();
-        let there = state.resources.get(type_url).unwrap_or(&nothing);
+        let there: BTreeMap<&String, &(u64, Any)> = state
+            .resources
+            .get(type_url)
+            .into_iter()
+            .flatten()
+            .filter(|(name, _)| state.shows(type_url, name, &self.node))
+            .collect();
         let wanted: BTreeMap<&String, _> = there
             .iter()
-            .filter(|(name, _)| wildcard || kind.names.contains(*name))
+            .filter(|(name, _)| wildcard || kind.names.contains(**name))
             .filter(|(name, _)| state.says(type_url, name))
+            .map(|(name, resource)| (*name, *resource))
             .collect();
         let gone: Vec<String> = kind
             .sent
             .keys()
-            .filter(|name| !there.contains_key(*name))
+            .filter(|name| !there.contains_key(name))
             .cloned()
             .collect();
         let news = wanted
@@ -180,6 +191,9 @@ impl Told {
     }
 
     fn ask_delta(&mut self, stream: u64, request: DeltaDiscoveryRequest) {
+        if let Some(node) = &request.node {
+            self.node.clone_from(&node.id);
+        }
         let kind = self.kinds.entry(request.type_url.clone()).or_default();
         kind.names
             .extend(request.resource_names_subscribe.iter().cloned());
@@ -207,8 +221,15 @@ impl Told {
     }
 
     fn ask_sotw(&mut self, stream: u64, request: DiscoveryRequest) {
+        if let Some(node) = &request.node {
+            self.node.clone_from(&node.id);
+        }
         let kind = self.kinds.entry(request.type_url.clone()).or_default();
         kind.names = request.resource_names.iter().cloned().collect();
+        // What was given up is sent again when it is wanted again.
+        if !matches!(request.type_url.as_str(), CLUSTER | LISTENER) {
+            kind.sent.retain(|name, _| kind.names.contains(name));
+        }
         self.state.note(Asked {
             stream,
             type_url: request.type_url,
@@ -219,6 +240,12 @@ impl Told {
             node: request.node.map(|node| node.id),
             ..Asked::default()
         });
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.state.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

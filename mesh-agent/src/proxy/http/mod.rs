@@ -61,7 +61,7 @@ impl Connection {
             .shared
             .snapshots
             .load()
-            .view(self.caught.pod.view)?
+            .view(self.caught.pod.view())?
             .clone();
         let listener = match self.caught.kind {
             super::ListenerKind::Outbound => view.outbound.find(self.caught.destination),

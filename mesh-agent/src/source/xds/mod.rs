@@ -11,6 +11,7 @@ mod sotw;
 mod status;
 mod transport;
 mod types;
+mod views;
 
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use futures_util::FutureExt as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
@@ -38,6 +39,7 @@ pub use session::Mode;
 pub use status::{TypeStatus, XdsStatus};
 pub use transport::Server;
 pub use types::{PerType, ResourceType};
+pub use views::{Scope, Sight, Views};
 
 /// The first wait after a stream that brought nothing; it doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -71,9 +73,24 @@ pub struct Published {
     pub status: Arc<XdsStatus>,
 }
 
+/// Publishes, and tells that it did.
+#[derive(Debug)]
+struct Publisher {
+    published: watch::Sender<Published>,
+    changed: Arc<Notify>,
+}
+
 /// Follows a server until the receiver is dropped.
-pub fn follow(options: Options, interner: Arc<Interner>) -> watch::Receiver<Published> {
-    let (publisher, published) = watch::channel(Published::default());
+fn follow(
+    options: Options,
+    interner: Arc<Interner>,
+    changed: Arc<Notify>,
+) -> watch::Receiver<Published> {
+    let (sender, published) = watch::channel(Published::default());
+    let publisher = Publisher {
+        published: sender,
+        changed,
+    };
     tokio::spawn(async move {
         let server = options.server.address.clone();
         let session = Session::new(options.mode, options.node.clone(), server, interner);
@@ -90,7 +107,7 @@ pub fn follow(options: Options, interner: Arc<Interner>) -> watch::Receiver<Publ
 struct Follower {
     options: Options,
     session: Session,
-    publisher: watch::Sender<Published>,
+    publisher: Publisher,
 }
 
 /// How a stream ended.
@@ -106,7 +123,7 @@ impl Follower {
         loop {
             let ended = tokio::select! {
                 ended = stream(&self.options, &mut self.session, &self.publisher) => ended,
-                () = self.publisher.closed() => return,
+                () = self.publisher.published.closed() => return,
             };
             tracing::warn!(
                 server = %self.options.server.address,
@@ -129,7 +146,7 @@ impl Follower {
                 let next = self.session.next_timer(now).map_or(until, |t| t.min(until));
                 tokio::select! {
                     () = tokio::time::sleep_until(next.into()) => {}
-                    () = self.publisher.closed() => return,
+                    () = self.publisher.published.closed() => return,
                 }
                 if Instant::now() >= until {
                     break;
@@ -145,13 +162,14 @@ impl Follower {
     }
 }
 
-fn publish(session: &mut Session, publisher: &watch::Sender<Published>) {
+fn publish(session: &mut Session, publisher: &Publisher) {
     let resources = session.publish(Instant::now());
-    publisher.send_replace(Published {
+    publisher.published.send_replace(Published {
         resources,
         complete: session.complete(),
         status: Arc::new(session.status().clone()),
     });
+    publisher.changed.notify_one();
 }
 
 /// Between half and the whole of it, so that many agents do not come back at once.
@@ -160,11 +178,7 @@ fn jittered(wait: Duration) -> Duration {
 }
 
 /// One stream, from connecting to its end.
-async fn stream(
-    options: &Options,
-    session: &mut Session,
-    publisher: &watch::Sender<Published>,
-) -> Ended {
+async fn stream(options: &Options, session: &mut Session, publisher: &Publisher) -> Ended {
     let barren = |reason: String| Ended {
         reason,
         fruitful: false,
@@ -220,7 +234,7 @@ async fn until(time: Option<Instant>) {
 /// Receives and answers until the stream ends; returns why it did.
 async fn exchange(
     session: &mut Session,
-    publisher: &watch::Sender<Published>,
+    publisher: &Publisher,
     wire: &mut Wire,
     fruitful: &mut bool,
 ) -> String {

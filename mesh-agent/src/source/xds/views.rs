@@ -1,0 +1,342 @@
+//! Which streams there are, and which pods see the same.
+//!
+//! Node scope: one stream, one view. Workload scope: one stream for each pod, as if each had a
+//! sidecar; pods that were sent the same share a view, so a hundred equal pods cost about one.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::google::protobuf::value::Kind;
+use envoy_types::pb::google::protobuf::{Struct, Value};
+use tokio::sync::{Notify, watch};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::config::model::Name;
+use crate::config::model::workload::Workload;
+use crate::snapshot::ViewId;
+use crate::store::{Resource, ResourceSet};
+
+use super::{Interner, Options, Published, XdsStatus, follow};
+
+/// Who has a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Scope {
+    /// The node.
+    #[default]
+    Node,
+    /// Each pod.
+    Workload,
+}
+
+/// The streams and what they brought.
+#[derive(Debug)]
+pub struct Views {
+    options: Options,
+    scope: Scope,
+    interner: Arc<Interner>,
+    changed: Arc<Notify>,
+    /// By workload; of the node under the empty name.
+    streams: BTreeMap<Name, Stream>,
+    next: u32,
+}
+
+#[derive(Debug)]
+struct Stream {
+    published: watch::Receiver<Published>,
+    latest: Published,
+    /// What tells equal contents.
+    fingerprint: u128,
+    /// Once the first configuration came whole.
+    view: Option<ViewId>,
+}
+
+/// What pods may see.
+#[derive(Debug, Clone, Default)]
+pub struct Sight {
+    /// Contents by view.
+    pub views: Vec<(ViewId, Arc<ResourceSet>)>,
+    /// Views by workload; `None`: all pods see [`ViewId::NODE`]. A workload that is missing has
+    /// no configuration yet.
+    pub pods: Option<Arc<HashMap<Name, ViewId>>>,
+}
+
+impl Sight {
+    /// One view for all, of a file.
+    pub fn of_file(file: &ResourceSet) -> Self {
+        Self {
+            views: vec![(ViewId::NODE, Arc::new(file.clone()))],
+            pods: None,
+        }
+    }
+
+    /// Everything any pod sees; of two things under one name the one of the later view.
+    pub fn all(&self) -> Arc<ResourceSet> {
+        match &self.views[..] {
+            [] => Arc::default(),
+            [(_, only)] => only.clone(),
+            [(_, first), others @ ..] => Arc::new(
+                others
+                    .iter()
+                    .fold((**first).clone(), |all, (_, more)| more.over(&all)),
+            ),
+        }
+    }
+}
+
+impl Views {
+    /// Nothing is asked yet.
+    pub fn new(options: Options, scope: Scope) -> Self {
+        let mut views = Self {
+            options,
+            scope,
+            interner: Arc::default(),
+            changed: Arc::default(),
+            streams: BTreeMap::new(),
+            next: ViewId::NODE.0 + 1,
+        };
+        if scope == Scope::Node {
+            let node = views.options.node.clone();
+            views.open("".into(), node);
+        }
+        views
+    }
+
+    /// Told whenever a stream brought something or changed its state.
+    pub fn changed(&self) -> Arc<Notify> {
+        self.changed.clone()
+    }
+
+    fn open(&mut self, key: Name, node: Node) {
+        let options = Options {
+            node,
+            ..self.options.clone()
+        };
+        let published = follow(options, self.interner.clone(), self.changed.clone());
+        self.streams.insert(
+            key,
+            Stream {
+                latest: Published::default(),
+                published,
+                fingerprint: 0,
+                view: None,
+            },
+        );
+    }
+
+    /// Workload scope: opens streams for pods that came and closes those of pods that went.
+    /// `present` finds the addresses of a pod that is there. Says whether a stream was closed.
+    pub fn follow_pods(
+        &mut self,
+        workloads: &[Arc<Workload>],
+        present: impl Fn(&Workload) -> Option<Vec<IpAddr>>,
+    ) -> bool {
+        if self.scope == Scope::Node {
+            return false;
+        }
+        let mut there = BTreeSet::new();
+        for workload in workloads {
+            let key = workload.key();
+            if self.streams.contains_key(&key) {
+                if present(workload).is_some() {
+                    there.insert(key);
+                }
+            } else if let Some(ips) = present(workload).filter(|ips| !ips.is_empty()) {
+                let node = sidecar(&self.options.node, workload, &ips);
+                self.open(key.clone(), node);
+                there.insert(key);
+            }
+        }
+        let before = self.streams.len();
+        // A dropped stream ends by itself.
+        self.streams.retain(|key, _| there.contains(key));
+        self.streams.len() != before
+    }
+
+    /// Takes what the streams brought. Says whether what pods see changes by it.
+    pub fn take(&mut self) -> bool {
+        let mut changed = false;
+        for stream in self.streams.values_mut() {
+            if !stream.published.has_changed().unwrap_or(false) {
+                continue;
+            }
+            let news = stream.published.borrow_and_update().clone();
+            // The first configuration is used whole or not at all: half of it would refuse what
+            // the other half allows.
+            let usable = stream.latest.complete || news.complete;
+            if usable
+                && (!stream.latest.complete
+                    || !Arc::ptr_eq(&stream.latest.resources, &news.resources))
+            {
+                let fingerprint = fingerprint(&news.resources);
+                changed |= fingerprint != stream.fingerprint;
+                stream.fingerprint = fingerprint;
+            }
+            stream.latest = Published {
+                complete: usable,
+                ..news
+            };
+        }
+        changed
+    }
+
+    /// Whether anything can be served: always in workload scope, where each pod waits for its
+    /// own stream.
+    pub fn ready(&self) -> bool {
+        match self.scope {
+            Scope::Node => self.streams.values().all(|stream| stream.latest.complete),
+            Scope::Workload => true,
+        }
+    }
+
+    /// What pods see, with `file`'s resources before those of the streams.
+    pub fn sight(&mut self, file: &ResourceSet) -> Sight {
+        let with_file = |resources: &Arc<ResourceSet>| {
+            if file.is_empty() {
+                resources.clone()
+            } else {
+                Arc::new(file.over(resources))
+            }
+        };
+        if self.scope == Scope::Node {
+            let stream = self.streams.values().next();
+            let resources = match stream.filter(|stream| stream.latest.complete) {
+                Some(stream) => with_file(&stream.latest.resources),
+                None => Arc::new(file.clone()),
+            };
+            return Sight {
+                views: vec![(ViewId::NODE, resources)],
+                pods: None,
+            };
+        }
+        self.assign();
+        let mut views: BTreeMap<ViewId, Arc<ResourceSet>> = BTreeMap::new();
+        let mut pods = HashMap::new();
+        for (key, stream) in &self.streams {
+            if let Some(view) = stream.view {
+                pods.insert(key.clone(), view);
+                views
+                    .entry(view)
+                    .or_insert_with(|| with_file(&stream.latest.resources));
+            }
+        }
+        Sight {
+            views: views.into_iter().collect(),
+            pods: Some(Arc::new(pods)),
+        }
+    }
+
+    /// Gives equal contents one view. Of the views that the pods of a group had, the one most of
+    /// them had goes on, so that little changes in the kernel's maps.
+    fn assign(&mut self) {
+        let mut groups: BTreeMap<u128, Vec<Name>> = BTreeMap::new();
+        for (key, stream) in &self.streams {
+            if stream.latest.complete {
+                groups
+                    .entry(stream.fingerprint)
+                    .or_default()
+                    .push(key.clone());
+            }
+        }
+        let mut sizes: Vec<(u128, Vec<Name>)> = groups.into_iter().collect();
+        sizes.sort_by_key(|(_, keys)| std::cmp::Reverse(keys.len()));
+        let mut taken = BTreeSet::new();
+        for (_, keys) in sizes {
+            let mut had: BTreeMap<ViewId, usize> = BTreeMap::new();
+            for key in &keys {
+                if let Some(view) = self.streams.get(key).and_then(|stream| stream.view) {
+                    *had.entry(view).or_default() += 1;
+                }
+            }
+            let known = had
+                .into_iter()
+                .filter(|(view, _)| !taken.contains(view))
+                .max_by_key(|(_, pods)| *pods)
+                .map(|(view, _)| view);
+            let view = known.unwrap_or_else(|| {
+                let view = ViewId(self.next);
+                self.next += 1;
+                view
+            });
+            taken.insert(view);
+            for key in &keys {
+                if let Some(stream) = self.streams.get_mut(key) {
+                    stream.view = Some(view);
+                }
+            }
+        }
+    }
+
+    /// How the streams fare, by workload; the node's under the empty name.
+    pub fn status(&self) -> impl Iterator<Item = (&Name, &Arc<XdsStatus>)> {
+        self.streams
+            .iter()
+            .map(|(key, stream)| (key, &stream.latest.status))
+    }
+}
+
+/// The same for equal contents. Equal resources are one in memory, so their place tells them.
+fn fingerprint(resources: &ResourceSet) -> u128 {
+    fn add<T>(hash: &mut Xxh3, kind: u8, resources: &BTreeMap<Name, Resource<T>>) {
+        for (name, resource) in resources {
+            hash.update(&[kind]);
+            hash.update(name.as_bytes());
+            hash.update(&(Arc::as_ptr(&resource.value).addr()).to_ne_bytes());
+        }
+    }
+    let mut hash = Xxh3::new();
+    add(&mut hash, 0, &resources.listeners);
+    add(&mut hash, 1, &resources.routes);
+    add(&mut hash, 2, &resources.clusters);
+    add(&mut hash, 3, &resources.endpoints);
+    hash.digest128()
+}
+
+/// The node that a sidecar in the pod would say it is, so that a control plane answers as it
+/// answers a sidecar (Istio: `model.ParseServiceNodeWithMetadata`).
+fn sidecar(base: &Node, workload: &Workload, ips: &[IpAddr]) -> Node {
+    let (name, namespace) = (&workload.name, &workload.namespace);
+    let ip = ips
+        .iter()
+        .find(|ip| ip.is_ipv4())
+        .or_else(|| ips.first())
+        .map_or_else(String::new, ToString::to_string);
+    let addresses: Vec<String> = ips.iter().map(ToString::to_string).collect();
+    let text = |text: &str| Value {
+        kind: Some(Kind::StringValue(text.to_owned())),
+    };
+    let labels = workload
+        .labels
+        .iter()
+        .map(|(key, value)| (key.clone(), text(value)))
+        .collect();
+    let mut metadata = base.metadata.clone().unwrap_or_default();
+    metadata.fields.extend([
+        ("NAME".to_owned(), text(name)),
+        ("NAMESPACE".to_owned(), text(namespace)),
+        ("INSTANCE_IPS".to_owned(), text(&addresses.join(","))),
+        (
+            "SERVICE_ACCOUNT".to_owned(),
+            text(&workload.service_account),
+        ),
+        ("INTERCEPTION_MODE".to_owned(), text("REDIRECT")),
+        (
+            "LABELS".to_owned(),
+            Value {
+                kind: Some(Kind::StructValue(Struct { fields: labels })),
+            },
+        ),
+    ]);
+    let app = workload
+        .labels
+        .get("app")
+        .unwrap_or(&workload.name.to_string())
+        .clone();
+    Node {
+        id: format!("sidecar~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
+        cluster: format!("{app}.{namespace}"),
+        metadata: Some(metadata),
+        ..base.clone()
+    }
+}
