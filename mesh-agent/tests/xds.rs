@@ -1,65 +1,22 @@
 //! Configuration by xDS, on the whole agent: a management server that is steered by the test, and
 //! real traffic that must not notice.
 
+mod common;
+
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use envoy_types::pb::google::protobuf::Any;
 use mesh_testbed::ads::{Ads, CLUSTER, ENDPOINTS, LISTENER, ROUTES, State};
-use mesh_testbed::{Curl, MeshAgent, Pod, Server, Talk, Testbed, eventually, needs_root};
+use mesh_testbed::{Curl, MeshAgent, Pod, Server, Testbed, eventually, needs_root};
 use serde_json::{Value, json};
 
+use common::resources::{cluster, endpoints, http_listener, routes, tcp_listener};
+use common::traffic::Traffic;
+
 const PATIENCE: Duration = Duration::from_secs(15);
-const HCM: &str = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
-const ROUTER: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
-const TCP: &str = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
-
-fn address(at: SocketAddr) -> Value {
-    json!({ "socket_address": { "address": at.ip().to_string(), "port_value": at.port() } })
-}
-
-fn http_listener(name: &str, at: SocketAddr, routes: &str) -> Value {
-    json!({
-        "name": name, "traffic_direction": "OUTBOUND", "address": address(at),
-        "filter_chains": [{ "filters": [{ "name": "http", "typed_config": {
-            "@type": HCM, "stat_prefix": name,
-            "rds": { "route_config_name": routes, "config_source": { "ads": {}, "resource_api_version": "V3" } },
-            "http_filters": [{ "name": "router", "typed_config": { "@type": ROUTER } }],
-        } }] }],
-    })
-}
-
-fn tcp_listener(name: &str, at: SocketAddr, cluster: &str) -> Value {
-    json!({
-        "name": name, "traffic_direction": "OUTBOUND", "address": address(at),
-        "filter_chains": [{ "filters": [{ "name": "tcp", "typed_config": {
-            "@type": TCP, "stat_prefix": name, "cluster": cluster,
-        } }] }],
-    })
-}
-
-fn routes(name: &str, cluster: &str) -> Value {
-    json!({ "name": name, "virtual_hosts": [{ "name": "v", "domains": ["*"],
-        "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": cluster } }] }] })
-}
-
-fn cluster(name: &str) -> Value {
-    json!({ "name": name, "type": "EDS",
-        "eds_cluster_config": { "eds_config": { "ads": {}, "resource_api_version": "V3" } } })
-}
-
-fn endpoints(name: &str, to: &[SocketAddr]) -> Value {
-    let endpoints: Vec<Value> = to
-        .iter()
-        .map(|to| json!({ "endpoint": { "address": address(*to) } }))
-        .collect();
-    json!({ "cluster_name": name, "endpoints": [{ "lb_endpoints": endpoints }] })
-}
-
 /// A web service `web` at a VIP, with two upstreams behind clusters `one` and `two`.
 struct Scene {
     agent: MeshAgent,
@@ -142,48 +99,6 @@ impl Scene {
             state.set(CLUSTER, "two", &cluster("two"));
             state.set(ENDPOINTS, "two", &endpoints("two", &[self.two.addr4()]));
         });
-    }
-}
-
-struct Traffic {
-    stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<Result<(usize, Vec<String>)>>,
-}
-
-impl Traffic {
-    fn start(client: &Pod, to: SocketAddr) -> Result<Self> {
-        let mut talk = Talk::start(client)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let thread = std::thread::spawn(move || {
-            let (mut right, mut wrong) = (0, Vec::new());
-            while !stopped.load(Ordering::Relaxed) {
-                let answers = talk.ask(to, b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")?;
-                match answers.responses.first() {
-                    Some(response) if response.status == 200 && response.whole => right += 1,
-                    _ => wrong.push(format!("{answers:?}")),
-                }
-            }
-            Ok((right, wrong))
-        });
-        Ok(Self { stop, thread })
-    }
-
-    /// How many requests there were; none may have failed.
-    fn end(self) -> Result<usize> {
-        self.stop.store(true, Ordering::Relaxed);
-        let (right, wrong) = self
-            .thread
-            .join()
-            .map_err(|_| anyhow::anyhow!("the client panicked"))??;
-        ensure!(
-            wrong.is_empty() && right > 0,
-            "{} of {} requests failed: {}",
-            wrong.len(),
-            right + wrong.len(),
-            wrong.first().cloned().unwrap_or_default()
-        );
-        Ok(right)
     }
 }
 

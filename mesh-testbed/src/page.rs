@@ -20,13 +20,19 @@ pub struct Page {
 
 /// One request, over a connection of its own. HTTP/1.1, because Envoy speaks nothing older.
 pub(crate) fn request(to: SocketAddr, method: &str, path: &str) -> Result<Page> {
+    send(to, method, path, "")
+}
+
+/// As [`request`], with a body.
+pub(crate) fn send(to: SocketAddr, method: &str, path: &str, body: &str) -> Result<Page> {
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))
         .with_context(|| format!("cannot connect to {to}"))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     write!(
         stream,
         "{method} {path} HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\n\
-         content-length: 0\r\n\r\n"
+         content-length: {}\r\n\r\n{body}",
+        body.len()
     )?;
     let mut bytes = Vec::new();
     stream

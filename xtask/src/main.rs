@@ -7,6 +7,7 @@ mod dist;
 mod doctor;
 mod ebpf;
 mod envoy;
+mod golang;
 mod pip;
 mod python;
 mod sh;

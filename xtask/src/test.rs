@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::sh::{cargo, is_root, run as run_command, say, show, which};
-use crate::{apt, ebpf, envoy, python, workspace};
+use crate::{apt, ebpf, envoy, golang, python, workspace};
 
 /// A part of the tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -91,9 +91,11 @@ pub(crate) fn run(part: Option<Part>) -> Result<()> {
         step(&mut steps, "interop", || {
             let envoy = envoy::ensure().unwrap_or_default();
             let python = python::ensure().unwrap_or_default();
+            let control_plane = golang::control_plane().unwrap_or_default();
             let peers = [
                 ("ENVOY_BIN", envoy.as_os_str()),
                 ("MESH_PYTHON", python.as_os_str()),
+                ("MESH_GO_CONTROL_PLANE", control_plane.as_os_str()),
             ];
             targets(&interop, &peers, &skip_log)
         });

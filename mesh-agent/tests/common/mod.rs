@@ -3,6 +3,9 @@
 // Every test program uses its own part of it.
 #![allow(dead_code)]
 
+pub(crate) mod resources;
+pub(crate) mod traffic;
+
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
