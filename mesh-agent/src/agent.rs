@@ -26,6 +26,9 @@ use crate::workload::{Manager, Netns, WorkloadState};
 /// How often namespaces are looked at and the kernel is told that the agent lives.
 const TICK: Duration = Duration::from_millis(250);
 
+/// How long services keep endpoints of an agent before this one while their names are unknown.
+const INHERITANCE_LIMIT: Duration = Duration::from_secs(5);
+
 /// Runs until SIGTERM, SIGINT or `POST /quitquitquit`, and cleans up.
 ///
 /// # Errors
@@ -59,6 +62,8 @@ struct Agent {
     proxy: Proxy,
     manager: Manager,
     ready: watch::Sender<bool>,
+    /// What an agent before this one left in the kernel is still as it was.
+    inheriting: bool,
 }
 
 async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
@@ -87,6 +92,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
     let mut datapath = Datapath::load(&Options {
         cgroup,
         agent_cgroup,
+        bpffs: Some(args.bpffs.clone()),
         trace: matches!(args.log_level.as_str(), "debug" | "trace"),
     })?;
     datapath
@@ -97,6 +103,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
     let concurrency = args.concurrency.map_or(cores, std::num::NonZero::get);
     let proxy = Proxy::start(concurrency, snapshots.clone(), datapath.original_dst())
         .context("cannot start the proxy workers")?;
+    let inherited = datapath.inherited_pod();
     let mut agent = Agent {
         args: args.clone(),
         started: Instant::now(),
@@ -109,7 +116,8 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         snapshots,
         datapath,
         proxy,
-        manager: Manager::default(),
+        manager: Manager::starting_after(inherited),
+        inheriting: true,
         ready,
     };
     agent.apply();
@@ -124,6 +132,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
                 agent.look();
                 wanted.send_replace(dns_queries(&agent.sight));
                 agent.apply();
+                agent.tell_ready();
                 tracing::info!(generation = agent.snapshots.load().generation, "configuration reloaded");
             }
             () = streams.notified() => {
@@ -137,6 +146,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
             Ok(()) = resolved.changed() => {
                 agent.dns = resolved.borrow_and_update().clone();
                 agent.apply();
+                agent.tell_ready();
             }
             Some((page, answer)) = asked.recv() => {
                 // Whoever asked may have left.
@@ -178,16 +188,28 @@ impl Agent {
         self.xds.as_ref().is_none_or(Views::ready)
     }
 
+    /// Whether the configuration can replace what another agent left: before names are resolved it
+    /// would leave services without endpoints that have some. Names that stay unknown do not hold
+    /// it up for long.
+    fn supersedes(&self) -> bool {
+        let resolved = || {
+            let mut names = dns_queries(&self.resources);
+            Arc::make_mut(&mut names).retain(|query, _| !self.dns.contains_key(query));
+            names.is_empty()
+        };
+        self.configured() && (self.started.elapsed() > INHERITANCE_LIMIT || resolved())
+    }
+
     /// Says once that the agent is ready.
     fn tell_ready(&self) {
-        if self.configured() && !self.ready.send_replace(true) {
+        if self.configured() && !self.inheriting && !self.ready.send_replace(true) {
             tracing::info!(config = %self.args.config.display(), admin = %self.args.admin, "ready");
         }
     }
 
     /// Pods are caught from the first configuration on; until then their traffic is plain.
     fn reconcile_pods(&mut self, snapshot: &Snapshot) {
-        if self.configured() {
+        if self.configured() && !self.inheriting {
             self.manager
                 .reconcile(snapshot, &mut self.datapath, &self.proxy);
         }
@@ -208,12 +230,20 @@ impl Agent {
         };
         let snapshot = Arc::new(compile(&inputs, &previous));
         self.snapshots.store(snapshot.clone());
+        let inherits = self.inheriting && self.datapath.has_inherited();
+        if inherits && !self.supersedes() {
+            return;
+        }
         let report = self.datapath.apply(&snapshot);
         for (key, error) in &report.failed {
             let address: std::net::IpAddr = key.addr.into();
             tracing::error!(%address, port = key.port, %error, "a service was not written to the kernel");
         }
+        let first = std::mem::replace(&mut self.inheriting, false);
         self.reconcile_pods(&snapshot);
+        if first && self.configured() {
+            self.datapath.drop_inherited();
+        }
         tracing::debug!(
             generation = snapshot.generation,
             changed = report.changed,
@@ -226,6 +256,10 @@ impl Agent {
     fn tick(&mut self) {
         if let Err(error) = self.datapath.heartbeat() {
             tracing::error!(%error, "the kernel takes the agent for dead");
+        }
+        if self.inheriting {
+            self.apply();
+            self.tell_ready();
         }
         let snapshot = self.snapshots.load_full();
         let closed = self.follow_pods();
@@ -273,6 +307,9 @@ impl Agent {
             );
         }
         self.manager.release_all(&mut self.datapath, &self.proxy);
+        if let Err(error) = self.datapath.unpin() {
+            tracing::error!(%error, "pins are left behind");
+        }
         tracing::info!("stopped");
     }
 }

@@ -53,12 +53,19 @@ impl Bed {
     /// An agent with a cluster of one name, behind listeners of both families that the kernel can
     /// do and that it cannot.
     fn start(&self, kind: &str, more: &str) -> Result<MeshAgent> {
+        let builder = MeshAgent::builder(&self.testbed)?;
+        builder
+            .resolv_conf(self.names.resolv_conf())
+            .start(&self.config(kind, more))
+    }
+
+    fn config(&self, kind: &str, more: &str) -> String {
         let cluster = format!(
             "type: {kind}, dns_refresh_rate: 0.05s{more}, load_assignment: {{cluster_name: x, \
              endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: \
              {NAME}, port_value: 9000}}}}}}}}]}}]}}"
         );
-        let config = Config::default()
+        Config::default()
             .enrol(&self.client, "")
             .tcp("kernel", self.kernel[0], "")
             .tcp("kernel-six", self.kernel[1], "")
@@ -67,10 +74,8 @@ impl Bed {
             .cluster_of(&format!("name: kernel, {cluster}"))
             .cluster_of(&format!("name: kernel-six, {cluster}"))
             .cluster_of(&format!("name: agent, {cluster}"))
-            .cluster_of(&format!("name: agent-six, {cluster}"));
-        MeshAgent::builder(&self.testbed)?
-            .resolv_conf(self.names.resolv_conf())
-            .start(&config.yaml())
+            .cluster_of(&format!("name: agent-six, {cluster}"))
+            .yaml()
     }
 
     fn v4(&self, pod: usize) -> IpAddr {
@@ -191,4 +196,25 @@ fn the_lookup_family_decides_which_addresses_count() -> Result<()> {
         bed.wait_until_met(bed.kernel, expected)?;
     }
     Ok(())
+}
+
+/// An agent that comes after one that was killed does not know the addresses yet.
+#[test]
+fn services_keep_their_endpoints_until_the_next_agent_knows_better() -> Result<()> {
+    needs_root!(Ok(()));
+    let bed = Bed::new()?;
+    bed.names.set(NAME, [bed.v4(0)]);
+    let first = bed.start("STRICT_DNS", "")?;
+    bed.wait_until_met([bed.kernel[0]; 2], &["a"])?;
+    first.kill()?;
+    bed.names.fail(NAME);
+    let next = MeshAgent::builder(&bed.testbed)?
+        .resolv_conf(bed.names.resolv_conf())
+        .spawn(&bed.config("STRICT_DNS", ""))?;
+    eventually("the next agent asks in vain", PATIENCE, || {
+        metric(&next, "mesh_dns_resolution_failures_total").is_ok_and(|failures| failures > 0)
+    })?;
+    assert_eq!(bed.met(bed.kernel[0])?, BTreeSet::from(["a".to_owned()]));
+    bed.names.set(NAME, [bed.v4(1)]);
+    bed.wait_until_met(bed.both(), &["b"])
 }

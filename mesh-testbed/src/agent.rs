@@ -260,6 +260,13 @@ impl MeshAgentBuilder {
         self
     }
 
+    /// It pins there instead of in the testbed's directory.
+    #[must_use]
+    pub fn bpffs(mut self, path: &Path) -> Self {
+        self.bpffs = path.to_owned();
+        self
+    }
+
     /// It sees this file as `/etc/resolv.conf`.
     #[must_use]
     pub fn resolv_conf(mut self, file: PathBuf) -> Self {

@@ -96,7 +96,8 @@ pub struct RunArgs {
     /// hierarchy when absent, wherever it is mounted.
     #[arg(long, env = "MESH_CGROUP", value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
-    /// Where maps and links are pinned; a bpf file system.
+    /// Where maps and links are pinned, in mesh-v1: a bpf file system. What the kernel does goes on
+    /// when the agent is killed; an agent that is stopped removes the pins.
     #[arg(
         long,
         env = "MESH_BPFFS",

@@ -61,6 +61,9 @@ pub enum DatapathError {
         /// The kernel's answer.
         reason: aya::maps::MapError,
     },
+    /// Maps and links cannot be pinned.
+    #[error(transparent)]
+    Pin(#[from] super::pins::PinError),
     /// Another pod has the same address.
     #[error(
         "address {address} belongs to pod {owner} already: inbound traffic of {pod} is not \

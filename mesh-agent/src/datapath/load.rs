@@ -1,12 +1,15 @@
 //! Loads the programs, attaches them, and owns both until the agent ends.
 
 use std::fs::File;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aya::programs::links::CgroupAttachMode;
+use aya::programs::links::{CgroupAttachMode, LinkError};
 use aya::programs::sk_lookup::SkLookupLink;
-use aya::programs::{CgroupSock, CgroupSockAddr, SkLookup, SockOps};
+use aya::programs::{CgroupSock, CgroupSockAddr, ProgramError, SkLookup, SockOps};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use mesh_common::Control;
@@ -18,10 +21,11 @@ use crate::workload::{Netns, PodId};
 use super::error::map_error;
 use super::maps::{self, NodeMaps, PodMaps, ServiceMaps};
 use super::orig::KernelOriginalDst;
+use super::pins::Pins;
 use super::plan::Plan;
 use super::pods::{Enrolment, Pods};
 use super::reconcile::{Reconciler, Report};
-use super::{DatapathError, object};
+use super::{DatapathError, adopt, object};
 
 /// How the kernel side is set up.
 #[derive(Debug, Clone)]
@@ -32,6 +36,9 @@ pub struct Options {
     pub agent_cgroup: u64,
     /// Kernel programs report what they do (`--log-level debug`); costs time per connection.
     pub trace: bool,
+    /// A bpf file system, in which maps and links are pinned so that they outlive the agent. `None`:
+    /// everything ends with it.
+    pub bpffs: Option<PathBuf>,
 }
 
 /// The loaded programs and their maps. Dropping it detaches everything.
@@ -45,6 +52,7 @@ pub struct Datapath {
     pods: Pods,
     agent_cgroup: u64,
     original_dst: Arc<KernelOriginalDst>,
+    pins: Option<Pins>,
 }
 
 /// cgroup/connect, getpeername and getsockname programs.
@@ -79,26 +87,38 @@ impl Datapath {
         let log_level: u8 = if options.trace { 4 } else { 2 };
         // A kernel built without MPTCP refuses programs that name its sockets.
         let has_mptcp = at_least(5, 19) & u8::from(Path::new("/proc/sys/net/mptcp").exists());
-        let mut ebpf = EbpfLoader::new()
+        let cgroup = open_cgroup(&options.cgroup)?;
+        let pins = match &options.bpffs {
+            Some(bpffs) => Some(Pins::open(bpffs, cgroup.inode)?),
+            None => None,
+        };
+        let mut loader = EbpfLoader::new();
+        for (name, path) in pins.iter().flat_map(Pins::map_paths) {
+            loader.map_pin_path(name, path);
+        }
+        let mut ebpf = loader
             .override_global("HAS_MPTCP", &has_mptcp, false)
             .override_global("HAS_SET_RETVAL", &has_set_retval, true)
             .override_global("HAS_INGRESS_IFINDEX", &has_ingress_ifindex, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .load(object::OBJECT)?;
         load_programs(&mut ebpf)?;
-        let (services, pod_maps, node, orig) = maps::take(&mut ebpf)?;
+        let (mut services, pod_maps, node, orig) = maps::take(&mut ebpf)?;
+        let reconciler = adopt::services(&mut services)?;
+        let pods = adopt::pods(&pod_maps);
         let mut datapath = Self {
             ebpf,
             services,
             pod_maps,
             node,
-            reconciler: Reconciler::default(),
-            pods: Pods::default(),
+            reconciler,
+            pods,
             agent_cgroup: options.agent_cgroup,
             original_dst: Arc::new(KernelOriginalDst::new(orig)),
+            pins,
         };
         datapath.heartbeat()?;
-        attach_cgroup(&mut datapath.ebpf, &options.cgroup)?;
+        attach_cgroup(&mut datapath.ebpf, &cgroup, datapath.pins.as_ref())?;
         Ok(datapath)
     }
 
@@ -153,10 +173,41 @@ impl Datapath {
     /// # Errors
     /// A map is full, or the namespace does not take the program.
     pub fn enrol(&mut self, enrolment: &Enrolment<'_>) -> Result<(), DatapathError> {
-        let ebpf = &mut self.ebpf;
+        let (ebpf, pins) = (&mut self.ebpf, self.pins.as_ref());
         self.pods.put(&mut self.pod_maps, enrolment, || {
-            attach_netns(ebpf, &enrolment.pod.netns, &enrolment.pod.workload.key())
+            let key = enrolment.pod.workload.key();
+            attach_netns(ebpf, &enrolment.pod.netns, &key, pins)
         })
+    }
+
+    /// Whether another agent left services or pods behind.
+    pub fn has_inherited(&self) -> bool {
+        self.reconciler.services().next().is_some() || self.pods.inherited().0 > 0
+    }
+
+    /// The highest number of a pod that another agent left behind.
+    pub fn inherited_pod(&self) -> PodId {
+        self.pods.inherited()
+    }
+
+    /// Lets go of pods that another agent left behind and this one was not told of; to be called
+    /// once, when those that are here are enrolled.
+    pub fn drop_inherited(&mut self) {
+        self.pods.drop_inherited(&mut self.pod_maps);
+        if let Some(pins) = &self.pins {
+            pins.keep_pods(&self.pods.cookies());
+        }
+    }
+
+    /// Removes every pin, so that all ends with the agent.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub fn unpin(&mut self) -> Result<(), DatapathError> {
+        match &self.pins {
+            Some(pins) => Ok(pins.remove()?),
+            None => Ok(()),
+        }
     }
 
     /// Lets a pod go. Connections made so far go on.
@@ -164,7 +215,12 @@ impl Datapath {
     /// # Errors
     /// A map cannot be written; everything else is removed all the same.
     pub fn remove(&mut self, pod: PodId) -> Result<(), DatapathError> {
-        self.pods.remove(&mut self.pod_maps, pod)
+        let cookie = self.pods.cookie(pod);
+        let removed = self.pods.remove(&mut self.pod_maps, pod);
+        if let (Some(pins), Some(cookie)) = (&self.pins, cookie) {
+            pins.forget_pod(cookie);
+        }
+        removed
     }
 
     /// Lets all pods go.
@@ -197,45 +253,105 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
         .map_err(failed(SK_LOOKUP))
 }
 
-fn attach_cgroup(ebpf: &mut Ebpf, path: &Path) -> Result<(), DatapathError> {
-    let cgroup = File::open(path).map_err(|reason| DatapathError::Cgroup {
+/// The cgroup v2 directory above all pods.
+struct Cgroup {
+    path: PathBuf,
+    file: File,
+    inode: u64,
+}
+
+fn open_cgroup(path: &Path) -> Result<Cgroup, DatapathError> {
+    let open = || -> io::Result<Cgroup> {
+        let file = File::open(path)?;
+        let inode = file.metadata()?.ino();
+        Ok(Cgroup {
+            path: path.to_owned(),
+            file,
+            inode,
+        })
+    };
+    open().map_err(|reason| DatapathError::Cgroup {
         path: path.to_owned(),
         reason,
-    })?;
-    let failed = |program| {
-        let target = path.display().to_string();
-        move |reason| DatapathError::Attach {
-            program,
-            target,
-            reason,
-        }
-    };
+    })
+}
+
+fn link_error(error: LinkError) -> ProgramError {
+    match error {
+        LinkError::SyscallError(error) => ProgramError::SyscallError(error),
+        other => ProgramError::IOError(io::Error::other(other)),
+    }
+}
+
+fn attach_cgroup(
+    ebpf: &mut Ebpf,
+    cgroup: &Cgroup,
+    pins: Option<&Pins>,
+) -> Result<(), DatapathError> {
     // cgroup links always allow other programs beside them; the flag would be rejected.
     let mode = CgroupAttachMode::Single;
     // Those that only keep accounts come before those that rewrite.
-    program::<CgroupSock>(ebpf, SOCK_RELEASE)?
-        .attach(&cgroup, mode)
-        .map_err(failed(SOCK_RELEASE))?;
-    program::<SockOps>(ebpf, SOCK_OPS)?
-        .attach(&cgroup, mode)
-        .map_err(failed(SOCK_OPS))?;
+    macro_rules! attach {
+        ($kind:ty, $name:expr) => {{
+            let failed = |reason| DatapathError::Attach {
+                program: $name,
+                target: cgroup.path.display().to_string(),
+                reason,
+            };
+            let program = program::<$kind>(ebpf, $name)?;
+            match pins {
+                None => {
+                    program.attach(&cgroup.file, mode).map_err(failed)?;
+                }
+                Some(pins) => {
+                    let fd = program
+                        .fd()
+                        .and_then(|fd| Ok(fd.try_clone()?))
+                        .map_err(failed)?;
+                    pins.link($name, fd.as_fd(), || {
+                        let link = program.attach(&cgroup.file, mode).map_err(failed)?;
+                        let link = program.take_link(link).map_err(failed)?;
+                        link.try_into()
+                            .map_err(|reason: LinkError| failed(link_error(reason)))
+                    })?;
+                }
+            }
+        }};
+    }
+    attach!(CgroupSock, SOCK_RELEASE);
+    attach!(SockOps, SOCK_OPS);
     for name in SOCK_ADDR_PROGRAMS.into_iter().rev() {
-        program::<CgroupSockAddr>(ebpf, name)?
-            .attach(&cgroup, mode)
-            .map_err(failed(name))?;
+        attach!(CgroupSockAddr, name);
     }
     Ok(())
 }
 
-fn attach_netns(ebpf: &mut Ebpf, netns: &Netns, pod: &str) -> Result<SkLookupLink, DatapathError> {
+/// Returns the link, unless it is pinned.
+fn attach_netns(
+    ebpf: &mut Ebpf,
+    netns: &Netns,
+    pod: &str,
+    pins: Option<&Pins>,
+) -> Result<Option<SkLookupLink>, DatapathError> {
     let failed = |reason| DatapathError::Attach {
         program: SK_LOOKUP,
         target: format!("the network namespace of pod {pod}"),
         reason,
     };
     let program: &mut SkLookup = program(ebpf, SK_LOOKUP)?;
-    let link = program.attach(netns).map_err(failed)?;
-    program.take_link(link).map_err(failed)
+    let Some(pins) = pins else {
+        let link = program.attach(netns).map_err(failed)?;
+        return Ok(Some(program.take_link(link).map_err(failed)?));
+    };
+    let fd = program
+        .fd()
+        .and_then(|fd| Ok(fd.try_clone()?))
+        .map_err(failed)?;
+    pins.pod_link(netns.cookie(), fd.as_fd(), || {
+        let link = program.attach(netns).map_err(failed)?;
+        Ok(program.take_link(link).map_err(failed)?.into())
+    })?;
+    Ok(None)
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, DatapathError>

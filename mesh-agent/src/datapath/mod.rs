@@ -3,13 +3,16 @@
 //! [`plan`] decides what the kernel should know (pure), [`reconcile`] brings the service maps
 //! there by difference, [`pods`] enrols pods, [`Datapath`] owns the loaded programs.
 
+mod adopt;
 mod capture;
 pub mod decide;
 mod error;
+mod link;
 mod load;
 mod maps;
 mod object;
 mod orig;
+mod pins;
 pub mod plan;
 mod pods;
 pub mod reconcile;
@@ -17,5 +20,6 @@ mod status;
 
 pub use error::DatapathError;
 pub use load::{Datapath, Options};
+pub use pins::PinError;
 pub use pods::Enrolment;
 pub use status::{BackendStatus, MapUse, ServiceStatus};

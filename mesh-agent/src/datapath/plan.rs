@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use mesh_common::{Addr, LbKind, ServiceKey, TCP, Verdict};
+use mesh_common::{Addr, LbKind, Service, ServiceFlags, ServiceKey, TCP, Verdict};
 
 use crate::config::model::Name;
 use crate::config::model::listener::Listener;
@@ -38,6 +38,26 @@ pub struct ServicePlan {
     pub fail_open: bool,
     /// Why it runs where it runs.
     pub why: Cow<'static, str>,
+}
+
+impl ServicePlan {
+    /// What another agent must have planned to have written this. Nobody knows its reason any
+    /// more, so it equals no plan of ours and is written again.
+    pub(super) fn inherited(service: &Service, slots: Vec<SocketAddr>) -> Self {
+        Self {
+            name: "(from before)".into(),
+            verdict: match service.verdict {
+                verdict if verdict == Verdict::Pass as u8 => Verdict::Pass,
+                verdict if verdict == Verdict::Direct as u8 => Verdict::Direct,
+                verdict if verdict == Verdict::Agent as u8 => Verdict::Agent,
+                _ => Verdict::Deny,
+            },
+            lb: LbKind::RoundRobin,
+            slots,
+            fail_open: service.flags & ServiceFlags::FAIL_OPEN != 0,
+            why: "left by an agent that is gone".into(),
+        }
+    }
 }
 
 impl Plan {

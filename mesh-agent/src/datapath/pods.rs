@@ -1,18 +1,19 @@
 //! Enrols pods: capture settings, listener sockets, addresses, and last of all the pod itself.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use aya::maps::lpm_trie::Key;
 use aya::programs::sk_lookup::SkLookupLink;
-use mesh_common::{Addr, InboundPod, ListenKey, ListenKind, Pod as PodEntry};
+use mesh_common::{Addr, CidrKey, InboundPod, ListenKey, ListenKind, Pod as PodEntry};
 
 use crate::config::model::workload::Capture;
 use crate::workload::{Pod, PodId};
 
 use super::DatapathError;
+use super::adopt::stale;
 use super::capture::{CaptureEntries, entries};
 use super::error::map_error;
 use super::maps::PodMaps;
@@ -38,8 +39,8 @@ struct Enrolled {
     entry: PodEntry,
     capture: Arc<Capture>,
     addresses: BTreeSet<IpAddr>,
-    /// Ends inbound capture when dropped.
-    _inbound: SkLookupLink,
+    /// Ends inbound capture when dropped, unless it is pinned.
+    _inbound: Option<SkLookupLink>,
 }
 
 /// Capture settings in the maps, shared by the pods that have equal ones.
@@ -56,6 +57,8 @@ pub(super) struct Pods {
     enrolled: HashMap<PodId, Enrolled>,
     settings: HashMap<Arc<Capture>, Settings>,
     last_capture_id: u32,
+    /// The highest number of a pod that another agent enrolled.
+    inherited_pod_id: u32,
 }
 
 impl Pods {
@@ -64,7 +67,7 @@ impl Pods {
         &mut self,
         maps: &mut PodMaps,
         enrolment: &Enrolment<'_>,
-        attach: impl FnOnce() -> Result<SkLookupLink, DatapathError>,
+        attach: impl FnOnce() -> Result<Option<SkLookupLink>, DatapathError>,
     ) -> Result<(), DatapathError> {
         let pod = enrolment.pod;
         let name = pod.workload.key().to_string();
@@ -177,6 +180,60 @@ impl Pods {
             kind: ListenKind::INBOUND,
         });
         results.into_iter().collect()
+    }
+
+    /// None yet, and numbers beyond these.
+    pub(super) fn starting_after(pod_id: u32, capture_id: u32) -> Self {
+        Self {
+            last_capture_id: capture_id,
+            inherited_pod_id: pod_id,
+            ..Self::default()
+        }
+    }
+
+    /// The highest number of a pod that another agent enrolled; ours must be higher.
+    pub(super) fn inherited(&self) -> PodId {
+        PodId(self.inherited_pod_id)
+    }
+
+    /// Namespaces of enrolled pods.
+    pub(super) fn cookies(&self) -> HashSet<u64> {
+        self.enrolled.values().map(|pod| pod.cookie).collect()
+    }
+
+    /// Removes what another agent left and nobody took over.
+    pub(super) fn drop_inherited(&self, maps: &mut PodMaps) {
+        let cookies = self.cookies();
+        let settings: HashSet<u32> = self.settings.values().map(|one| one.id).collect();
+        let ours = |id: u32| self.enrolled.contains_key(&PodId(id));
+        // What cannot be removed is gone already.
+        for cookie in stale(maps.pods.keys().flatten(), |key| cookies.contains(key)) {
+            let _ = maps.pods.remove(&cookie);
+        }
+        let in_pods: Vec<(Addr, InboundPod)> = maps.in_pods.iter().flatten().collect();
+        for (address, _) in in_pods.into_iter().filter(|(_, pod)| !ours(pod.pod_id)) {
+            let _ = maps.in_pods.remove(&address);
+        }
+        for key in stale(maps.listen.keys().flatten(), |key| ours(key.pod_id)) {
+            let _ = maps.listen.remove(&key);
+        }
+        let ranges: Vec<Key<CidrKey>> = maps.cidrs.keys().flatten().collect();
+        for key in ranges {
+            let data: CidrKey = key.data();
+            if !settings.contains(&data.capture_id) {
+                let _ = maps.cidrs.remove(&key);
+            }
+        }
+        for key in stale(maps.ports.keys().flatten(), |key| {
+            settings.contains(&key.capture_id)
+        }) {
+            let _ = maps.ports.remove(&key);
+        }
+    }
+
+    /// The namespace of an enrolled pod.
+    pub(super) fn cookie(&self, id: PodId) -> Option<u64> {
+        Some(self.enrolled.get(&id)?.cookie)
     }
 
     /// Enrolled pods.

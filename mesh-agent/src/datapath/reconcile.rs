@@ -77,6 +77,14 @@ struct KnownBackend {
     users: u32,
 }
 
+/// A service that another agent left in the maps.
+#[derive(Debug)]
+pub(super) struct Inherited {
+    pub(super) service: Service,
+    /// Numbers and addresses of its backends, in slot order.
+    pub(super) slots: Vec<(u32, SocketAddr)>,
+}
+
 /// Mirrors the service maps.
 #[derive(Debug, Default)]
 pub struct Reconciler {
@@ -87,6 +95,37 @@ pub struct Reconciler {
 }
 
 impl Reconciler {
+    /// Goes on from what the maps hold: numbers and generations continue, counters stay.
+    pub(super) fn inherit(services: BTreeMap<ServiceKey, Inherited>) -> Self {
+        let mut reconciler = Self::default();
+        for (key, Inherited { service, slots }) in services {
+            reconciler.last_svc_id = reconciler.last_svc_id.max(service.svc_id);
+            let (numbers, addresses): (Vec<u32>, Vec<SocketAddr>) = slots.into_iter().unzip();
+            for (address, id) in addresses.iter().zip(&numbers) {
+                reconciler.last_backend_id = reconciler.last_backend_id.max(*id);
+                reconciler
+                    .backends
+                    .entry(*address)
+                    .or_insert(KnownBackend { id: *id, users: 0 });
+            }
+            for address in distinct(&addresses) {
+                if let Some(known) = reconciler.backends.get_mut(&address) {
+                    known.users += 1;
+                }
+            }
+            let plan = ServicePlan::inherited(&service, addresses);
+            reconciler.services.insert(
+                key,
+                Installed {
+                    plan,
+                    service,
+                    slots: numbers,
+                },
+            );
+        }
+        reconciler
+    }
+
     /// Applies a plan.
     pub fn apply(&mut self, plan: Plan, sink: &mut impl Sink) -> Report {
         let mut report = Report::default();

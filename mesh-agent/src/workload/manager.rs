@@ -76,6 +76,14 @@ enum EnrolError {
 }
 
 impl Manager {
+    /// None yet; numbers of pods go on after this one.
+    pub fn starting_after(last: PodId) -> Self {
+        Self {
+            last_pod_id: last.0,
+            ..Self::default()
+        }
+    }
+
     /// Brings enrolment up to the snapshot and to what became of the namespaces. To be called
     /// after every snapshot and regularly.
     pub fn reconcile(&mut self, snapshot: &Snapshot, datapath: &mut Datapath, proxy: &Proxy) {

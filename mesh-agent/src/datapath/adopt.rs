@@ -1,0 +1,94 @@
+//! Takes over what an agent that is gone left in the maps.
+//!
+//! First the mirrors learn what is there, so that numbers go on and services keep their counts;
+//! then the configuration is applied as a difference to it; last, what nobody asked for goes.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::Hash;
+use std::net::SocketAddr;
+
+use mesh_common::{Service, ServiceKey, SlotKey};
+
+use super::DatapathError;
+use super::maps::{PodMaps, ServiceMaps};
+use super::pods::Pods;
+use super::reconcile::{Inherited, Reconciler};
+
+/// What the service maps hold, as far as it hangs together. Counters, slots and backends that
+/// nothing refers to, of an agent that was killed while it wrote, are removed.
+pub(super) fn services(maps: &mut ServiceMaps) -> Result<Reconciler, DatapathError> {
+    let backends: HashMap<u32, SocketAddr> = maps
+        .back
+        .iter()
+        .flatten()
+        .map(|(id, backend)| (id, SocketAddr::new(backend.addr.into(), backend.port)))
+        .collect();
+    let written: BTreeMap<SlotKey, u32> = maps.slots.iter().flatten().collect();
+    let services: BTreeMap<ServiceKey, Service> = maps.svc.iter().flatten().collect();
+    let inherited: BTreeMap<ServiceKey, Inherited> = services
+        .into_iter()
+        .map(|(key, service)| {
+            let slots = (0..service.slots)
+                .filter_map(|slot| {
+                    let slot = SlotKey {
+                        svc_id: service.svc_id,
+                        generation: service.generation,
+                        slot,
+                    };
+                    let id = *written.get(&slot)?;
+                    Some((id, *backends.get(&id)?))
+                })
+                .collect();
+            (key, Inherited { service, slots })
+        })
+        .collect();
+    let live: HashMap<u32, &Inherited> = inherited
+        .values()
+        .map(|inherited| (inherited.service.svc_id, inherited))
+        .collect();
+    let uses = |svc_id: u32, backend: u32| {
+        live.get(&svc_id)
+            .is_some_and(|one| one.slots.iter().any(|(id, _)| *id == backend))
+    };
+    let used: HashSet<u32> = inherited
+        .values()
+        .flat_map(|one| one.slots.iter().map(|(id, _)| *id))
+        .collect();
+    for key in written.keys() {
+        let holds = live.get(&key.svc_id).is_some_and(|one| {
+            key.generation == one.service.generation && key.slot < one.service.slots
+        });
+        if !holds {
+            let _ = maps.slots.remove(key);
+        }
+    }
+    for id in stale(maps.back.keys().flatten(), |id| used.contains(id)) {
+        let _ = maps.back.remove(&id);
+    }
+    for id in stale(maps.state.keys().flatten(), |id| live.contains_key(id)) {
+        let _ = maps.state.remove(&id);
+    }
+    for key in stale(maps.conns.keys().flatten(), |key| {
+        uses(key.svc_id, key.backend_id)
+    }) {
+        let _ = maps.conns.remove(&key);
+    }
+    Ok(Reconciler::inherit(inherited))
+}
+
+/// Numbers that no pod and no capture settings in the maps have.
+pub(super) fn pods(maps: &PodMaps) -> Pods {
+    let pods = maps.pods.iter().flatten().map(|(_, pod)| pod);
+    let (pod_id, capture_id) = pods.fold((0, 0), |(pod_id, capture_id), pod| {
+        (pod_id.max(pod.pod_id), capture_id.max(pod.capture_id))
+    });
+    Pods::starting_after(pod_id, capture_id)
+}
+
+/// Keys that are not to stay.
+pub(super) fn stale<K: Eq + Hash>(
+    keys: impl Iterator<Item = K>,
+    stays: impl Fn(&K) -> bool,
+) -> Vec<K> {
+    keys.filter(|key| !stays(key)).collect()
+}
