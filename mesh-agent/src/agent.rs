@@ -120,6 +120,13 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         inheriting: true,
         ready,
     };
+    if agent.datapath.has_inherited() {
+        let view = agent.datapath.inherited_view();
+        if let Some(xds) = &mut agent.xds {
+            xds.number_after(view);
+        }
+        agent.follow_pods();
+    }
     agent.apply();
     agent.tell_ready();
     let mut tick = tokio::time::interval(TICK);
@@ -188,16 +195,18 @@ impl Agent {
         self.xds.as_ref().is_none_or(Views::ready)
     }
 
-    /// Whether the configuration can replace what another agent left: before names are resolved it
-    /// would leave services without endpoints that have some. Names that stay unknown do not hold
-    /// it up for long.
+    /// Whether the configuration can replace what another agent left: before streams delivered and
+    /// names are resolved it would leave pods without services, and those without endpoints. What
+    /// stays unknown does not hold it up for long.
     fn supersedes(&self) -> bool {
         let resolved = || {
-            let mut names = dns_queries(&self.resources);
+            let mut names = dns_queries(&self.sight);
             Arc::make_mut(&mut names).retain(|query, _| !self.dns.contains_key(query));
             names.is_empty()
         };
-        self.configured() && (self.started.elapsed() > INHERITANCE_LIMIT || resolved())
+        let delivered = || self.xds.as_ref().is_none_or(Views::complete);
+        let late = self.started.elapsed() > INHERITANCE_LIMIT;
+        self.configured() && (late || delivered() && resolved())
     }
 
     /// Says once that the agent is ready.

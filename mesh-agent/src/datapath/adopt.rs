@@ -76,13 +76,15 @@ pub(super) fn services(maps: &mut ServiceMaps) -> Result<Reconciler, DatapathErr
     Ok(Reconciler::inherit(inherited))
 }
 
-/// Numbers that no pod and no capture settings in the maps have.
+/// Numbers that no pod, view or capture setting in the maps has.
 pub(super) fn pods(maps: &PodMaps) -> Pods {
-    let pods = maps.pods.iter().flatten().map(|(_, pod)| pod);
-    let (pod_id, capture_id) = pods.fold((0, 0), |(pod_id, capture_id), pod| {
-        (pod_id.max(pod.pod_id), capture_id.max(pod.capture_id))
-    });
-    Pods::starting_after(pod_id, capture_id)
+    let (mut pod_id, mut view_id, mut capture_id) = (0, 0, 0);
+    for (_, pod) in maps.pods.iter().flatten() {
+        pod_id = pod_id.max(pod.pod_id);
+        view_id = view_id.max(pod.view_id);
+        capture_id = capture_id.max(pod.capture_id);
+    }
+    Pods::starting_after(pod_id, view_id, capture_id)
 }
 
 /// Keys that are not to stay.

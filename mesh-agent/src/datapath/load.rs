@@ -15,7 +15,7 @@ use aya::{Ebpf, EbpfLoader};
 use mesh_common::Control;
 
 use crate::proxy::OriginalDst;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, ViewId};
 use crate::workload::{Netns, PodId};
 
 use super::error::map_error;
@@ -188,6 +188,11 @@ impl Datapath {
     /// The highest number of a pod that another agent left behind.
     pub fn inherited_pod(&self) -> PodId {
         self.pods.inherited()
+    }
+
+    /// The highest number of a view that a pod looks at which another agent left behind.
+    pub fn inherited_view(&self) -> ViewId {
+        self.pods.inherited_view()
     }
 
     /// Lets go of pods that another agent left behind and this one was not told of; to be called

@@ -10,6 +10,7 @@ use aya::programs::sk_lookup::SkLookupLink;
 use mesh_common::{Addr, CidrKey, InboundPod, ListenKey, ListenKind, Pod as PodEntry};
 
 use crate::config::model::workload::Capture;
+use crate::snapshot::ViewId;
 use crate::workload::{Pod, PodId};
 
 use super::DatapathError;
@@ -59,6 +60,8 @@ pub(super) struct Pods {
     last_capture_id: u32,
     /// The highest number of a pod that another agent enrolled.
     inherited_pod_id: u32,
+    /// The highest number of a view that one of those looks at.
+    inherited_view_id: u32,
 }
 
 impl Pods {
@@ -183,10 +186,11 @@ impl Pods {
     }
 
     /// None yet, and numbers beyond these.
-    pub(super) fn starting_after(pod_id: u32, capture_id: u32) -> Self {
+    pub(super) fn starting_after(pod_id: u32, view_id: u32, capture_id: u32) -> Self {
         Self {
             last_capture_id: capture_id,
             inherited_pod_id: pod_id,
+            inherited_view_id: view_id,
             ..Self::default()
         }
     }
@@ -194,6 +198,11 @@ impl Pods {
     /// The highest number of a pod that another agent enrolled; ours must be higher.
     pub(super) fn inherited(&self) -> PodId {
         PodId(self.inherited_pod_id)
+    }
+
+    /// The highest number of a view that such a pod looks at.
+    pub(super) fn inherited_view(&self) -> ViewId {
+        ViewId(self.inherited_view_id)
     }
 
     /// Namespaces of enrolled pods.

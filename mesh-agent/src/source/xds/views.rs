@@ -190,6 +190,16 @@ impl Views {
         }
     }
 
+    /// Whether every stream has delivered a whole configuration.
+    pub fn complete(&self) -> bool {
+        self.streams.values().all(|stream| stream.latest.complete)
+    }
+
+    /// Numbers views beyond this one, which the kernel may still know.
+    pub fn number_after(&mut self, view: ViewId) {
+        self.next = self.next.max(view.0.saturating_add(1));
+    }
+
     /// What pods see, with `file`'s resources before those of the streams.
     pub fn sight(&mut self, file: &ResourceSet) -> Sight {
         let with_file = |resources: &Arc<ResourceSet>| {
