@@ -25,7 +25,7 @@ const UNDERSTOOD: &[Entry] = &[
          listener_filters listener_filters_timeout continue_on_listener_filters_timeout \
          traffic_direction",
         "stat_prefix metadata bind_to_port deprecated_v1 access_log connection_balance_config \
-         enable_reuse_port reuse_port tcp_backlog_size per_connection_buffer_limit_bytes drain_type \
+         max_connections_to_accept_per_socket_event enable_reuse_port reuse_port tcp_backlog_size per_connection_buffer_limit_bytes drain_type \
          ignore_global_conn_limit transparent freebind",
     ),
     (
@@ -35,8 +35,8 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.config.listener.v3.ListenerFilter",
-        "name typed_config",
-        "filter_disabled",
+        "name typed_config filter_disabled",
+        "",
     ),
     ("envoy.config.listener.v3.Filter", "name typed_config", ""),
     (
@@ -56,7 +56,8 @@ const UNDERSTOOD: &[Entry] = &[
          stream_idle_timeout request_timeout request_headers_timeout drain_timeout delayed_close_timeout \
          max_request_headers_kb use_remote_address xff_num_trusted_hops skip_xff_append \
          generate_request_id preserve_external_request_id always_set_request_id_in_response \
-         upgrade_configs normalize_path merge_slashes strip_matching_host_port \
+         upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action \
+         strip_matching_host_port \
          strip_any_host_port via",
         "stat_prefix access_log access_log_options tracing \
          forward_client_cert_details set_current_client_cert_details proxy_100_continue \
@@ -146,7 +147,7 @@ const UNDERSTOOD: &[Entry] = &[
     (
         "envoy.config.cluster.v3.Cluster",
         "name type cluster_type eds_cluster_config connect_timeout lb_policy load_assignment \
-         max_requests_per_connection circuit_breakers common_http_protocol_options \
+         max_requests_per_connection circuit_breakers common_http_protocol_options filters \
          http2_protocol_options typed_extension_protocol_options dns_refresh_rate \
          respect_dns_ttl dns_lookup_family upstream_bind_config common_lb_config \
          upstream_connection_options close_connections_on_host_health_failure \
@@ -171,11 +172,13 @@ const UNDERSTOOD: &[Entry] = &[
         "tcp_keepalive",
         "",
     ),
+    ("envoy.config.cluster.v3.Filter", "name typed_config", ""),
     (
         "envoy.config.core.v3.BindConfig",
-        "source_address",
+        "source_address extra_source_addresses",
         "freebind",
     ),
+    ("envoy.config.core.v3.ExtraSourceAddress", "address", ""),
     (
         "envoy.config.endpoint.v3.ClusterLoadAssignment",
         "cluster_name endpoints policy",

@@ -150,7 +150,7 @@ fn needs_agent(cluster: &ClusterView) -> Option<&'static str> {
     let config = &cluster.config;
     if config.transport != UpstreamTransport::Plain {
         Some("TLS to its endpoints")
-    } else if config.source_address.is_some() {
+    } else if !config.source_addresses.is_empty() {
         Some("upstream_bind_config is set")
     } else if config.tcp_keepalive.is_some() {
         Some("tcp_keepalive is set")

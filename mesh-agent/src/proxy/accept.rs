@@ -13,7 +13,7 @@ use crate::snapshot::View;
 use crate::workload::Pod;
 
 use super::filter_chain::{self, Facts};
-use super::sniff::{Prefixed, sniff};
+use super::sniff::{Looking, Prefixed, sniff};
 use super::stats::count;
 use super::worker::{Context, reset};
 use super::{ListenerKind, http, tcp, upstream};
@@ -111,10 +111,15 @@ async fn listened(
         application_protocols: Vec::new(),
     };
     let mut stream = Prefixed::new(stream);
+    let port = facts.destination.port();
+    let wanted = Looking {
+        tls: listener.inspect.tls.looks_at(port),
+        http: listener.inspect.http.looks_at(port),
+    };
     // Sniffing waits for the client to speak, which a client of a server-first protocol never
     // does: only chains that match on what is sniffed are worth the wait.
-    if (listener.inspect.tls || listener.inspect.http) && filter_chain::needs_sniffing(&listener) {
-        match sniff(&mut stream, &listener).await {
+    if (wanted.tls || wanted.http) && filter_chain::needs_sniffing(&listener, &facts) {
+        match sniff(&mut stream, &listener, wanted).await {
             Ok(sniffed) => facts.learn(sniffed),
             Err(_) => return reset(stream.get_ref()),
         }

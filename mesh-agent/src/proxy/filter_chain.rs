@@ -34,9 +34,10 @@ impl Facts {
     }
 }
 
-/// Whether any chain asks for what only the first bytes tell.
-pub(super) fn needs_sniffing(listener: &Listener) -> bool {
-    listener.filter_chains.iter().any(|chain| {
+/// Whether a chain asks for what only the first bytes tell, among those left once the
+/// destination is looked at.
+pub(super) fn needs_sniffing(listener: &Listener, facts: &Facts) -> bool {
+    by_destination(listener, facts).iter().any(|chain| {
         let matcher = &chain.matcher;
         !matcher.server_names.is_empty()
             || matcher.transport_protocol.is_some()
@@ -44,12 +45,20 @@ pub(super) fn needs_sniffing(listener: &Listener) -> bool {
     })
 }
 
+/// The first two criteria, which need no byte of the client.
+fn by_destination<'a>(listener: &'a Listener, facts: &Facts) -> Vec<&'a FilterChain> {
+    let chains = most_specific(listener.filter_chains.iter().collect(), &|m| {
+        exact(m.destination_port.as_ref(), &facts.destination.port())
+    });
+    most_specific(chains, &|m| {
+        prefix(&m.prefix_ranges, facts.destination.ip())
+    })
+}
+
 /// The chain, or the default one, or none.
 pub(super) fn select<'a>(listener: &'a Listener, facts: &Facts) -> Option<&'a FilterChain> {
-    let mut chains: Vec<&FilterChain> = listener.filter_chains.iter().collect();
-    let stages: [Score<'_>; 8] = [
-        &|m| exact(m.destination_port.as_ref(), &facts.destination.port()),
-        &|m| prefix(&m.prefix_ranges, facts.destination.ip()),
+    let mut chains = by_destination(listener, facts);
+    let stages: [Score<'_>; 6] = [
         &|m| server_name(&m.server_names, facts.server_name.as_deref()),
         &|m| exact(m.transport_protocol.as_deref(), facts.transport_protocol),
         &|m| {

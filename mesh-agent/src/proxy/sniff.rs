@@ -125,9 +125,20 @@ impl AsyncWrite for Prefixed {
     }
 }
 
+/// What is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Looking {
+    pub(super) tls: bool,
+    pub(super) http: bool,
+}
+
 /// Looks at the first bytes as the listener's inspectors ask.
-pub(super) async fn sniff(stream: &mut Prefixed, listener: &Listener) -> io::Result<Sniffed> {
-    let looking = stream.look(|bytes, end| recognise(bytes, end, listener.inspect.tls));
+pub(super) async fn sniff(
+    stream: &mut Prefixed,
+    listener: &Listener,
+    wanted: Looking,
+) -> io::Result<Sniffed> {
+    let looking = stream.look(|bytes, end| recognise(bytes, end, wanted));
     let found = match listener.listener_filters_timeout {
         None => looking.await?,
         Some(limit) => match tokio::time::timeout(limit, looking).await {
@@ -139,16 +150,19 @@ pub(super) async fn sniff(stream: &mut Prefixed, listener: &Listener) -> io::Res
     Ok(found.unwrap_or_default())
 }
 
-fn recognise(bytes: &[u8], end: bool, tls: bool) -> Option<Sniffed> {
+fn recognise(bytes: &[u8], end: bool, wanted: Looking) -> Option<Sniffed> {
     if bytes.is_empty() {
         return end.then(Sniffed::default);
     }
-    if tls && bytes[0] == 0x16 {
+    if wanted.tls && bytes[0] == 0x16 {
         return match hello(bytes) {
             Hello::Complete(sniffed) => Some(sniffed),
             Hello::Incomplete if !end && bytes.len() < MAX_HELLO => None,
             Hello::Incomplete | Hello::Invalid => Some(Sniffed::default()),
         };
+    }
+    if !wanted.http {
+        return Some(Sniffed::default());
     }
     let shared = bytes.len().min(PREFACE.len());
     if bytes[..shared] == PREFACE[..shared] {
@@ -285,20 +299,33 @@ mod tests {
 
     use super::*;
 
+    const BOTH: Looking = Looking {
+        tls: true,
+        http: true,
+    };
+
     #[test]
     fn http_is_recognised_and_server_first_clients_are_not_waited_for_when_they_close() {
-        assert_eq!(recognise(b"GE", false, true), None);
+        assert_eq!(recognise(b"GE", false, BOTH), None);
         assert_eq!(
-            recognise(b"GET / HTTP/1.1\r\n", false, true),
+            recognise(b"GET / HTTP/1.1\r\n", false, BOTH),
             Some(plain("http/1.1"))
         );
-        assert_eq!(recognise(&PREFACE[..10], false, true), None);
-        assert_eq!(recognise(PREFACE, false, true), Some(plain("h2c")));
+        assert_eq!(recognise(&PREFACE[..10], false, BOTH), None);
+        assert_eq!(recognise(PREFACE, false, BOTH), Some(plain("h2c")));
         assert_eq!(
-            recognise(b"\x00\x01", false, true),
+            recognise(b"\x00\x01", false, BOTH),
             Some(Sniffed::default())
         );
-        assert_eq!(recognise(b"", true, true), Some(Sniffed::default()));
+        assert_eq!(recognise(b"", true, BOTH), Some(Sniffed::default()));
+        let only_tls = Looking {
+            tls: true,
+            http: false,
+        };
+        assert_eq!(
+            recognise(b"GET / HTTP/1.1\r\n", false, only_tls),
+            Some(Sniffed::default())
+        );
     }
 
     proptest! {
@@ -307,8 +334,8 @@ mod tests {
             let mut record = vec![0x16, 3, 1];
             record.extend_from_slice(&(bytes.len() as u16).to_be_bytes());
             record.extend_from_slice(&bytes);
-            let _ = recognise(&record, false, true);
-            let _ = recognise(&bytes, true, true);
+            let _ = recognise(&record, false, BOTH);
+            let _ = recognise(&bytes, true, BOTH);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, TcpKeepalive as Keepalive};
@@ -16,7 +17,7 @@ use super::worker::reset;
 #[derive(Debug)]
 pub(super) struct Options {
     pub(super) timeout: Duration,
-    pub(super) source: Option<IpAddr>,
+    pub(super) sources: Arc<[IpAddr]>,
     pub(super) keepalive: Option<TcpKeepalive>,
 }
 
@@ -24,7 +25,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(5),
-            source: None,
+            sources: Arc::default(),
             keepalive: None,
         }
     }
@@ -34,7 +35,7 @@ impl From<&Cluster> for Options {
     fn from(cluster: &Cluster) -> Self {
         Self {
             timeout: cluster.connect_timeout,
-            source: cluster.source_address,
+            sources: cluster.source_addresses.clone(),
             keepalive: cluster.tcp_keepalive.clone(),
         }
     }
@@ -63,11 +64,9 @@ pub(super) async fn connect(
         }
         socket.set_tcp_keepalive(&settings)?;
     }
-    let source = options
-        .source
-        .filter(|source| source.is_ipv4() == address.is_ipv4());
-    if let Some(source) = source {
-        socket.bind(&SocketAddr::new(source, 0).into())?;
+    let mut sources = options.sources.iter();
+    if let Some(source) = sources.find(|source| source.is_ipv4() == address.is_ipv4()) {
+        socket.bind(&SocketAddr::new(*source, 0).into())?;
     }
     socket.set_tcp_nodelay(true)?;
     match socket.connect(&address.into()) {

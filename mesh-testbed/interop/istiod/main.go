@@ -48,6 +48,8 @@ func run() error {
 	flag.Parse()
 
 	options := log.DefaultOptions()
+	// What is said on stdout is for the test.
+	options.OutputPaths = []string{"stderr"}
 	options.SetDefaultOutputLevel("all", log.WarnLevel)
 	if err := log.Configure(options); err != nil {
 		return err
@@ -78,7 +80,7 @@ func run() error {
 	if err := server.Start(stop); err != nil {
 		return fmt.Errorf("cannot start the discovery server: %w", err)
 	}
-	fmt.Println("started")
+	fmt.Println(`{"started": true}`)
 
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, syscall.SIGINT, syscall.SIGTERM)

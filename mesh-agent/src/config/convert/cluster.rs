@@ -1,6 +1,6 @@
 //! Clusters.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,10 @@ use crate::config::model::cluster::{
 };
 use crate::config::model::endpoint::LoadAssignment;
 
-use super::{Converted, Problems, decode, duration, endpoint, timeout, type_name};
+use super::{
+    Converted, IGNORED_NETWORK_FILTERS, Problems, decode, duration, endpoint, is_one_of, timeout,
+    type_name,
+};
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -66,7 +69,8 @@ fn convert(message: &pb::Cluster, problems: &mut Problems) -> Option<Cluster> {
     {
         problems.push("connect_timeout", "must be more than 0");
     }
-    let source_address = source_address(message.upstream_bind_config.as_ref(), problems);
+    network_filters(message, problems);
+    let source_addresses = source_addresses(message.upstream_bind_config.as_ref(), problems);
     Some(Cluster {
         name: message.name.as_str().into(),
         discovery: discovery(message, problems)?,
@@ -88,7 +92,7 @@ fn convert(message: &pb::Cluster, problems: &mut Problems) -> Option<Cluster> {
         max_requests_per_connection: http.max_requests,
         idle_timeout: http.idle_timeout,
         tcp_keepalive: keepalive(message, problems),
-        source_address,
+        source_addresses,
         transport: UpstreamTransport::Plain,
         close_connections_on_host_removal: message.close_connections_on_host_health_failure,
     })
@@ -437,14 +441,48 @@ fn circuit_breakers(
     breakers
 }
 
-fn source_address(message: Option<&core::BindConfig>, problems: &mut Problems) -> Option<IpAddr> {
-    let source = message?.source_address.as_ref()?;
-    match source.address.parse() {
-        Ok(ip) => Some(ip),
-        Err(_) => {
-            let path = "upstream_bind_config.source_address.address";
-            problems.push(path, format!("{:?} is not an IP address", source.address));
-            None
+/// Istio's mark for connections of its inbound proxy. Its init container puts it on a pod's
+/// loopback interface; here nobody does, and nothing needs the mark.
+const ISTIO_SOURCE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
+
+fn source_addresses(message: Option<&core::BindConfig>, problems: &mut Problems) -> Arc<[IpAddr]> {
+    let Some(message) = message else {
+        return Arc::default();
+    };
+    let extra = message
+        .extra_source_addresses
+        .iter()
+        .enumerate()
+        .map(|(i, extra)| (format!("extra_source_addresses[{i}]"), &extra.address));
+    std::iter::once(("source_address".to_owned(), &message.source_address))
+        .chain(extra)
+        .filter_map(|(field, address)| {
+            let text = &address.as_ref()?.address;
+            let parsed = text.parse();
+            if parsed.is_err() {
+                problems.push(
+                    format!("upstream_bind_config.{field}.address"),
+                    format!("{text:?} is not an IP address"),
+                );
+            }
+            parsed.ok().filter(|ip| *ip != ISTIO_SOURCE_V6)
+        })
+        .collect()
+}
+
+/// Filters between us and the endpoint: only those without effect are understood.
+fn network_filters(message: &pb::Cluster, problems: &mut Problems) {
+    for (i, filter) in message.filters.iter().enumerate() {
+        let kind = filter.typed_config.as_ref().map_or("", type_name);
+        if !is_one_of(IGNORED_NETWORK_FILTERS, &filter.name, kind) {
+            problems.hint(
+                format!("filters[{i}]"),
+                format!(
+                    "upstream network filter {} ({kind}) is not supported",
+                    filter.name
+                ),
+                "a filter that decides about connections is never left out silently",
+            );
         }
     }
 }

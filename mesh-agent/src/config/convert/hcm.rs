@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    CodecType, RouteSpecifier, ServerHeaderTransformation, StripPortMode,
+    CodecType, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation,
+    StripPortMode,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
 use envoy_types::pb::google::protobuf::BoolValue;
 
 use crate::config::model::listener::{
-    Codec, HttpConnectionManager, HttpFilter, HttpFilterKind, RouteSource, ServerHeader, StripPort,
+    Codec, EscapedSlashes, HttpConnectionManager, HttpFilter, HttpFilterKind, RouteSource,
+    ServerHeader, StripPort,
 };
 
 use super::{Problems, is_one_of, route, timeout, type_name};
@@ -158,6 +160,18 @@ pub(super) fn convert(
             .collect(),
         normalize_path: truth(&message.normalize_path, false),
         merge_slashes: message.merge_slashes,
+        escaped_slashes: match PathWithEscapedSlashesAction::try_from(
+            message.path_with_escaped_slashes_action,
+        ) {
+            Ok(PathWithEscapedSlashesAction::RejectRequest) => EscapedSlashes::Reject,
+            Ok(PathWithEscapedSlashesAction::UnescapeAndRedirect) => {
+                EscapedSlashes::UnescapeAndRedirect
+            }
+            Ok(PathWithEscapedSlashesAction::UnescapeAndForward) => {
+                EscapedSlashes::UnescapeAndForward
+            }
+            _ => EscapedSlashes::Keep,
+        },
         strip_port: match (&message.strip_port_mode, message.strip_matching_host_port) {
             (Some(StripPortMode::StripAnyHostPort(true)), _) => StripPort::Any,
             (_, true) => StripPort::Matching,
@@ -171,6 +185,21 @@ pub(super) fn convert(
         delayed_close_timeout,
         http_filters,
     })
+}
+
+/// Filters that only act where a route configures them; a route that does is refused.
+const PER_ROUTE: &[&str] = &[
+    "envoy.extensions.filters.http.cors.v3.Cors",
+    "envoy.extensions.filters.http.fault.v3.HTTPFault",
+];
+
+fn does_nothing(filter: &pb::HttpFilter) -> bool {
+    match &filter.config_type {
+        Some(ConfigType::TypedConfig(any)) => {
+            any.value.is_empty() && PER_ROUTE.contains(&type_name(any))
+        }
+        _ => false,
+    }
 }
 
 fn http_filters(
@@ -192,7 +221,7 @@ fn http_filters(
         }
         if is_one_of(ROUTER, &filter.name, kind) {
             routed = true;
-        } else if is_one_of(IGNORED, &filter.name, kind) {
+        } else if is_one_of(IGNORED, &filter.name, kind) || does_nothing(filter) {
             known.push(HttpFilter {
                 name: filter.name.as_str().into(),
                 kind: HttpFilterKind::Ignored,

@@ -6,39 +6,19 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3::TrafficDirection as PbDirection;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
-use envoy_types::pb::envoy::config::listener::v3::listener_filter;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager as PbHcm;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 
 use crate::config::model::listener::{
-    DownstreamTransport, FilterChain, FilterChainMatch, Inspectors, ListenAddress, Listener,
-    SourceType, TcpProxy, TcpWeightedCluster, Terminal, TrafficDirection,
+    DownstreamTransport, FilterChain, FilterChainMatch, ListenAddress, Listener, SourceType,
+    TcpProxy, TcpWeightedCluster, Terminal, TrafficDirection,
 };
 
-use super::{Converted, Problems, address, decode, hcm, is_one_of, timeout, type_name};
-
-/// Network filters accepted without effect: they only feed Istio's own telemetry.
-const IGNORED_NETWORK_FILTERS: &[&str] = &[
-    "istio.metadata_exchange",
-    "istio.peer_metadata",
-    "istio.stats",
-    "envoy.filters.network.metadata_exchange",
-];
-
-const TLS_INSPECTOR: &[&str] = &[
-    "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
-    "envoy.filters.listener.tls_inspector",
-];
-const HTTP_INSPECTOR: &[&str] = &[
-    "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector",
-    "envoy.filters.listener.http_inspector",
-];
-/// Without effect: the kernel programs tell the original destination.
-const ORIGINAL_DST: &[&str] = &[
-    "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
-    "envoy.filters.listener.original_dst",
-];
+use super::{
+    Converted, IGNORED_NETWORK_FILTERS, Problems, address, decode, hcm, inspectors, is_one_of,
+    timeout, type_name,
+};
 
 /// A listener.
 ///
@@ -109,7 +89,7 @@ fn convert(message: &pb::Listener, problems: &mut Problems) -> Listener {
             .is_some_and(|value| value.value),
         filter_chains,
         default_filter_chain,
-        inspect: inspectors(message, problems),
+        inspect: inspectors::convert(&message.listener_filters, problems),
         listener_filters_timeout: timeout(
             message.listener_filters_timeout.as_ref(),
             Some(Duration::from_secs(15)),
@@ -118,28 +98,6 @@ fn convert(message: &pb::Listener, problems: &mut Problems) -> Listener {
         ),
         continue_on_listener_filters_timeout: message.continue_on_listener_filters_timeout,
     }
-}
-
-fn inspectors(message: &pb::Listener, problems: &mut Problems) -> Inspectors {
-    let mut inspect = Inspectors::default();
-    for (i, filter) in message.listener_filters.iter().enumerate() {
-        let any = match &filter.config_type {
-            Some(listener_filter::ConfigType::TypedConfig(any)) => type_name(any),
-            _ => "",
-        };
-        let is = |known: &[&str]| is_one_of(known, &filter.name, any);
-        if is(TLS_INSPECTOR) {
-            inspect.tls = true;
-        } else if is(HTTP_INSPECTOR) {
-            inspect.http = true;
-        } else if !is(ORIGINAL_DST) {
-            problems.push(
-                format!("listener_filters[{i}]"),
-                format!("listener filter {} ({any}) is not supported", filter.name),
-            );
-        }
-    }
-    inspect
 }
 
 fn filter_chain(

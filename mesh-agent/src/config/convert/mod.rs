@@ -7,6 +7,7 @@ mod cluster;
 mod endpoint;
 mod hcm;
 mod headers;
+mod inspectors;
 mod listener;
 mod matcher;
 mod route;
@@ -24,6 +25,16 @@ pub use cluster::cluster;
 pub use endpoint::load_assignment;
 pub use listener::listener;
 pub use route::route_configuration;
+
+/// Network filters of listeners and clusters accepted without effect: they only feed Istio's own
+/// telemetry.
+const IGNORED_NETWORK_FILTERS: &[&str] = &[
+    "istio.metadata_exchange",
+    "istio.peer_metadata",
+    "istio.stats",
+    "envoy.filters.network.metadata_exchange",
+    "envoy.filters.network.upstream.peer_metadata",
+];
 
 /// A value, or everything that is wrong with its message.
 pub type Converted<T> = Result<T, Vec<Problem>>;

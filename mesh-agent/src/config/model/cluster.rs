@@ -32,8 +32,9 @@ pub struct Cluster {
     pub idle_timeout: Option<Duration>,
     /// TCP keepalive of upstream sockets.
     pub tcp_keepalive: Option<TcpKeepalive>,
-    /// Upstream sockets bind to this source address (Istio: `127.0.0.6` on inbound).
-    pub source_address: Option<IpAddr>,
+    /// Upstream sockets bind to the first of these of the endpoint's family (Istio: `127.0.0.6`
+    /// and `::6` on inbound); without one the kernel chooses.
+    pub source_addresses: Arc<[IpAddr]>,
     /// Upstream connections are encrypted like this.
     pub transport: UpstreamTransport,
     /// Connections to an endpoint that leaves the cluster are closed at once instead of when

@@ -57,12 +57,65 @@ pub enum TrafficDirection {
 }
 
 /// The listener filters that look at the first bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Inspectors {
     /// `envoy.filters.listener.tls_inspector`
-    pub tls: bool,
+    pub tls: Inspector,
     /// `envoy.filters.listener.http_inspector`
-    pub http: bool,
+    pub http: Inspector,
+}
+
+/// A listener filter that looks at the first bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Inspector {
+    /// There is none.
+    #[default]
+    Off,
+    /// It looks at all connections but those to these ports (`filter_disabled`).
+    On {
+        /// `None`: at all.
+        disabled: Option<PortPredicate>,
+    },
+}
+
+impl Inspector {
+    /// Whether it looks at connections whose original destination has this port.
+    pub fn looks_at(&self, port: u16) -> bool {
+        match self {
+            Self::Off => false,
+            Self::On { disabled } => !disabled
+                .as_ref()
+                .is_some_and(|disabled| disabled.matches(port)),
+        }
+    }
+}
+
+/// Envoy's `ListenerFilterChainMatchPredicate`: a condition on the original destination's port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PortPredicate {
+    /// Every port.
+    Any,
+    /// A port of the range.
+    In(std::ops::Range<u32>),
+    /// One of them holds.
+    Or(Vec<PortPredicate>),
+    /// All of them hold.
+    And(Vec<PortPredicate>),
+    /// It does not hold.
+    Not(Box<PortPredicate>),
+}
+
+impl PortPredicate {
+    /// Whether it holds for a port.
+    pub fn matches(&self, port: u16) -> bool {
+        match self {
+            Self::Any => true,
+            Self::In(range) => range.contains(&port.into()),
+            Self::Or(rules) => rules.iter().any(|rule| rule.matches(port)),
+            Self::And(rules) => rules.iter().all(|rule| rule.matches(port)),
+            Self::Not(rule) => !rule.matches(port),
+        }
+    }
 }
 
 /// A filter chain: a match and what serves the connections that match.
@@ -223,6 +276,8 @@ pub struct HttpConnectionManager {
     pub normalize_path: bool,
     /// `//` becomes `/` before matching.
     pub merge_slashes: bool,
+    /// What an escaped slash in the path means.
+    pub escaped_slashes: EscapedSlashes,
     /// Port is dropped from `:authority` before matching.
     pub strip_port: StripPort,
     /// HTTP/1.0 requests are served (Envoy: `accept_http_10`).
@@ -278,6 +333,20 @@ pub enum ServerHeader {
     AppendIfAbsent,
     /// The upstream's, or none.
     PassThrough,
+}
+
+/// Envoy's `PathWithEscapedSlashesAction`, for `%2F` and `%5C`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EscapedSlashes {
+    /// Nothing.
+    #[default]
+    Keep,
+    /// The request is refused.
+    Reject,
+    /// The client is sent to the path without escapes.
+    UnescapeAndRedirect,
+    /// The path without escapes is used.
+    UnescapeAndForward,
 }
 
 /// Which port is removed from the host header before routing.

@@ -20,7 +20,7 @@ use super::body::{ProxyBody, RequestBody};
 use super::headers::{Facts, Side};
 use super::message::{Reply, Request, text};
 use super::reply::{Refusal, for_grpc, is_grpc, local, with_body};
-use super::{Connection, date, headers, redirect, router, upgrade};
+use super::{Connection, date, headers, normal, redirect, router, upgrade};
 
 struct Active(Arc<ProxyStats>);
 
@@ -108,11 +108,31 @@ async fn respond(
     mut request: Request,
     body: RequestBody,
 ) -> Reply {
-    admit(&mut request, hcm, connection);
-    let grpc = is_grpc(&request.headers);
-    let mut reply = routed(connection, view, hcm, request, body).await;
-    if grpc && matches!(reply.body, ProxyBody::Own(_)) {
-        for_grpc(&mut reply);
+    let (mut grpc, version) = (is_grpc(&request.headers), request.version);
+    let mut reply = match normal::look(&request.path, hcm) {
+        // A gRPC client follows no redirect.
+        normal::Verdict::Redirect(path) if !grpc => redirect::to_path(&path),
+        normal::Verdict::Redirect(_) | normal::Verdict::Reject => {
+            local(StatusCode::BAD_REQUEST, "")
+        }
+        verdict => {
+            if let normal::Verdict::Use(path) = verdict {
+                request.path = path;
+            }
+            admit(&mut request, hcm, connection);
+            grpc = is_grpc(&request.headers);
+            routed(connection, view, hcm, request, body).await
+        }
+    };
+    if matches!(reply.body, ProxyBody::Own(_)) {
+        // Envoy: who sent one broken request is not trusted with another.
+        if reply.status == StatusCode::BAD_REQUEST && version < Version::HTTP_2 {
+            let close = HeaderValue::from_static("close");
+            reply.headers.insert(header::CONNECTION, close);
+        }
+        if grpc {
+            for_grpc(&mut reply);
+        }
     }
     reply
 }
@@ -166,7 +186,10 @@ async fn routed(
             exchange.finish(reply, &request, None, "", None)
         }
         RouteAction::DirectResponse(direct) => {
-            let reply = with_body(direct.status, direct.body.clone());
+            let mut reply = with_body(direct.status, direct.body.clone());
+            if direct.status == StatusCode::CREATED || direct.status.is_redirection() {
+                redirect::locate(&mut reply, &request);
+            }
             exchange.finish(reply, &request, None, "", None)
         }
     }

@@ -10,6 +10,7 @@ mod h1;
 mod headers;
 mod http2;
 mod message;
+mod normal;
 pub(super) mod pool;
 mod redirect;
 mod reply;

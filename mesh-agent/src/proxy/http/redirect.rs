@@ -1,10 +1,10 @@
 //! Redirects.
 
-use http::{HeaderValue, header};
+use http::{HeaderValue, StatusCode, header};
 
 use crate::config::model::route::{PathMatcher, Redirect, RedirectPath, without_port};
 
-use super::message::{Reply, Request, text};
+use super::message::{Path, Reply, Request, text};
 use super::reply::local;
 use super::rewrite;
 
@@ -12,6 +12,24 @@ use super::rewrite;
 pub(super) fn reply(redirect: &Redirect, matcher: &PathMatcher, request: &Request) -> Reply {
     let mut reply = local(redirect.status, "");
     if let Ok(location) = HeaderValue::try_from(location(redirect, matcher, request)) {
+        reply.headers.insert(header::LOCATION, location);
+    }
+    reply
+}
+
+/// Says where the request itself went, as Envoy does in direct responses of 201 and 3xx.
+pub(super) fn locate(reply: &mut Reply, request: &Request) {
+    let (scheme, authority) = (request.scheme, text(&request.authority));
+    let uri = format!("{scheme}://{authority}{}", request.path.as_str());
+    if let Ok(location) = HeaderValue::try_from(uri) {
+        reply.headers.insert(header::LOCATION, location);
+    }
+}
+
+/// The answer that sends the client to another path of the same host.
+pub(super) fn to_path(path: &Path) -> Reply {
+    let mut reply = local(StatusCode::TEMPORARY_REDIRECT, "");
+    if let Some(location) = path.to_value() {
         reply.headers.insert(header::LOCATION, location);
     }
     reply
