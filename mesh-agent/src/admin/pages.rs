@@ -279,7 +279,7 @@ impl State<'_> {
 
     fn listeners_text(&self) -> String {
         let mut out = String::new();
-        for (name, resource) in &self.resources.listeners {
+        for (name, resource) in self.resources.listeners.iter() {
             for address in &resource.value.addresses {
                 let _ = writeln!(
                     out,

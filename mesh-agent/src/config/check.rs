@@ -28,7 +28,7 @@ pub fn check(resources: &ResourceSet) -> Vec<(Subject, Problem)> {
     let mut addresses: HashMap<(TrafficDirection, SocketAddr), &Name> = HashMap::new();
     let mut inbound: Option<&Name> = None;
     let mut catch_all: Option<&Name> = None;
-    for (name, resource) in &resources.listeners {
+    for (name, resource) in resources.listeners.iter() {
         let listener = &resource.value;
         let mut problem = |problem| problems.push((Subject::Listener(name.clone()), problem));
         references(listener, resources, &mut problem);
@@ -67,14 +67,14 @@ pub fn check(resources: &ResourceSet) -> Vec<(Subject, Problem)> {
             }
         }
     }
-    for (name, resource) in &resources.routes {
+    for (name, resource) in resources.routes.iter() {
         if resource.value.validate_clusters != Some(false) {
             for problem in missing_clusters(&resource.value, "", resources) {
                 problems.push((Subject::Routes(name.clone()), problem));
             }
         }
     }
-    for (name, resource) in &resources.clusters {
+    for (name, resource) in resources.clusters.iter() {
         if let Discovery::Eds { service_name } = &resource.value.discovery
             && !resources.endpoints.contains_key(service_name)
         {

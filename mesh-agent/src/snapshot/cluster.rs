@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use crate::config::model::Name;
 use crate::config::model::cluster::Cluster;
-use crate::config::model::endpoint::{Health, Locality};
+use crate::config::model::endpoint::{Health, LoadAssignment, Locality};
 
 use super::balancer::Balancer;
 
@@ -15,6 +15,8 @@ use super::balancer::Balancer;
 pub struct ClusterView {
     /// The configuration.
     pub config: Arc<Cluster>,
+    /// The endpoints as they were given; `None`: they were not, or need none.
+    pub assignment: Option<Arc<LoadAssignment>>,
     /// The endpoints, by priority: index 0 is the highest.
     pub priorities: Vec<Vec<Arc<Host>>>,
     /// Chooses among them.

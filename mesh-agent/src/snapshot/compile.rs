@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::config::model::cluster::{Cluster, Discovery, DnsLookupFamily};
 use crate::config::model::endpoint::{Endpoint, LoadAssignment};
-use crate::config::model::listener::TrafficDirection;
+use crate::config::model::listener::{Listener, TrafficDirection};
 use crate::config::model::workload::NodeConfig;
 use crate::config::model::{Address, Name};
 use crate::store::ResourceSet;
@@ -65,17 +65,29 @@ fn compile_view(
             .values()
             .map(|resource| resource.value.clone())
     };
+    let same_listeners =
+        previous.filter(|view| Arc::ptr_eq(&view.resources.listeners, &resources.listeners));
+    let same_routes =
+        previous.filter(|view| Arc::ptr_eq(&view.resources.routes, &resources.routes));
     View {
         id,
-        outbound: OutboundListeners::new(
-            listeners().filter(|listener| listener.direction == TrafficDirection::Outbound),
+        resources: resources.clone(),
+        outbound: same_listeners.map_or_else(
+            || {
+                let outbound = |one: &Arc<Listener>| one.direction == TrafficDirection::Outbound;
+                Arc::new(OutboundListeners::new(listeners().filter(outbound)))
+            },
+            |view| view.outbound.clone(),
         ),
         inbound: listeners().find(|listener| listener.direction == TrafficDirection::Inbound),
-        routes: resources
-            .routes
-            .iter()
-            .map(|(name, resource)| (name.clone(), resource.value.clone()))
-            .collect(),
+        routes: same_routes.map_or_else(
+            || {
+                let routes = resources.routes.iter();
+                let routes = routes.map(|(name, one)| (name.clone(), one.value.clone()));
+                Arc::new(routes.collect())
+            },
+            |view| view.routes.clone(),
+        ),
         clusters: resources
             .clusters
             .iter()
@@ -83,24 +95,21 @@ fn compile_view(
                 let previous = previous.and_then(|view| view.clusters.get(name));
                 let cluster =
                     compile_cluster(name, &resource.value, resources, inputs.dns, previous);
-                (name.clone(), Arc::new(cluster))
+                (name.clone(), cluster)
             })
             .collect(),
         outbound_traffic_policy: inputs.node.outbound_traffic_policy,
     }
 }
 
+/// A cluster with its endpoints; the one before if nothing about it changed.
 fn compile_cluster(
     name: &Name,
     config: &Arc<Cluster>,
     resources: &ResourceSet,
     dns: &DnsTable,
     previous: Option<&Arc<ClusterView>>,
-) -> ClusterView {
-    let state = previous.map_or_else(
-        || Arc::new(ClusterState::new(name.clone())),
-        |view| view.state.clone(),
-    );
+) -> Arc<ClusterView> {
     let (assignment, family) = match &config.discovery {
         Discovery::Static(assignment) => (Some(assignment), None),
         Discovery::Eds { service_name } => (
@@ -115,6 +124,17 @@ fn compile_cluster(
         }
         Discovery::OriginalDst(_) => (None, None),
     };
+    if let Some(previous) = previous
+        && family.is_none()
+        && Arc::ptr_eq(&previous.config, config)
+        && previous.assignment.as_ref().map(Arc::as_ptr) == assignment.map(Arc::as_ptr)
+    {
+        return previous.clone();
+    }
+    let state = previous.map_or_else(
+        || Arc::new(ClusterState::new(name.clone())),
+        |view| view.state.clone(),
+    );
     let first_only = matches!(config.discovery, Discovery::LogicalDns { .. });
     let known: HashMap<SocketAddr, Arc<HostState>> = previous
         .into_iter()
@@ -145,13 +165,14 @@ fn compile_cluster(
             .is_some_and(|assignment| assignment.weighted_priority_health),
         locality_weighted: config.locality_weighted,
     };
-    ClusterView {
+    Arc::new(ClusterView {
         config: config.clone(),
+        assignment: assignment.cloned(),
         balancer: Balancer::new(&priorities, &settings),
         priorities,
         warmed: assignment.is_some() || matches!(config.discovery, Discovery::OriginalDst(_)),
         state,
-    }
+    })
 }
 
 fn priorities(

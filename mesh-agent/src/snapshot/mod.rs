@@ -20,6 +20,7 @@ use crate::config::model::Name;
 use crate::config::model::listener::Listener;
 use crate::config::model::route::RouteConfiguration;
 use crate::config::model::workload::{NodeConfig, OutboundTrafficPolicy};
+use crate::store::ResourceSet;
 
 pub use cluster::ClusterView;
 pub use compile::{DnsTable, Inputs, compile};
@@ -75,12 +76,14 @@ impl Snapshot {
 pub struct View {
     /// Its number, also in the BPF maps.
     pub id: ViewId,
+    /// What it was made of.
+    pub resources: ResourceSet,
     /// Listeners for connections pods make.
-    pub outbound: OutboundListeners,
+    pub outbound: Arc<OutboundListeners>,
     /// The listener for connections pods receive; `None` leaves inbound traffic alone.
     pub inbound: Option<Arc<Listener>>,
     /// Named route configurations.
-    pub routes: HashMap<Name, Arc<RouteConfiguration>>,
+    pub routes: Arc<HashMap<Name, Arc<RouteConfiguration>>>,
     /// Clusters with their endpoints.
     pub clusters: HashMap<Name, Arc<ClusterView>>,
     /// For connections no listener takes.

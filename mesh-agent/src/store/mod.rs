@@ -15,17 +15,17 @@ use crate::config::model::endpoint::LoadAssignment;
 use crate::config::model::listener::Listener;
 use crate::config::model::route::RouteConfiguration;
 
-/// All resources of one view.
+/// All resources of one view. A clone shares the maps that do not change.
 #[derive(Debug, Clone, Default)]
 pub struct ResourceSet {
     /// By listener name.
-    pub listeners: BTreeMap<Name, Resource<Listener>>,
+    pub listeners: Arc<BTreeMap<Name, Resource<Listener>>>,
     /// By route configuration name. Inline ones are in their listeners.
-    pub routes: BTreeMap<Name, Resource<RouteConfiguration>>,
+    pub routes: Arc<BTreeMap<Name, Resource<RouteConfiguration>>>,
     /// By cluster name.
-    pub clusters: BTreeMap<Name, Resource<Cluster>>,
+    pub clusters: Arc<BTreeMap<Name, Resource<Cluster>>>,
     /// By cluster or EDS service name. Inline ones are in their clusters.
-    pub endpoints: BTreeMap<Name, Resource<LoadAssignment>>,
+    pub endpoints: Arc<BTreeMap<Name, Resource<LoadAssignment>>>,
 }
 
 impl ResourceSet {
@@ -40,18 +40,24 @@ impl ResourceSet {
     /// These, and of the others what has a name of its own.
     #[must_use]
     pub fn over(&self, others: &Self) -> Self {
-        let mut all = others.clone();
-        let Self {
-            listeners,
-            routes,
-            clusters,
-            endpoints,
-        } = self.clone();
-        all.listeners.extend(listeners);
-        all.routes.extend(routes);
-        all.clusters.extend(clusters);
-        all.endpoints.extend(endpoints);
-        all
+        fn over<T>(
+            these: &Arc<BTreeMap<Name, Resource<T>>>,
+            others: &Arc<BTreeMap<Name, Resource<T>>>,
+        ) -> Arc<BTreeMap<Name, Resource<T>>> {
+            if these.is_empty() {
+                return others.clone();
+            }
+            let mut all = others.clone();
+            let owned = Arc::make_mut(&mut all);
+            owned.extend(these.iter().map(|(name, one)| (name.clone(), one.clone())));
+            all
+        }
+        Self {
+            listeners: over(&self.listeners, &others.listeners),
+            routes: over(&self.routes, &others.routes),
+            clusters: over(&self.clusters, &others.clusters),
+            endpoints: over(&self.endpoints, &others.endpoints),
+        }
     }
 }
 

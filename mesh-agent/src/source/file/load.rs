@@ -277,7 +277,7 @@ impl Loader {
         convert: impl Fn(&M) -> Converted<T>,
         previous: Option<&BTreeMap<Name, Resource<T>>>,
         places: &mut HashMap<Name, Place>,
-    ) -> BTreeMap<Name, Resource<T>> {
+    ) -> Arc<BTreeMap<Name, Resource<T>>> {
         let mut resources = BTreeMap::new();
         for (place, message) in written.messages {
             let resource_name: Name = name(&message).into();
@@ -316,7 +316,7 @@ impl Loader {
                 }
             }
         }
-        resources
+        Arc::new(resources)
     }
 
     fn finish(
@@ -333,7 +333,7 @@ impl Loader {
                 written,
                 |message: &envoy_types::pb::envoy::config::listener::v3::Listener| &message.name,
                 convert::listener,
-                before.map(|before| &before.listeners),
+                before.map(|before| &*before.listeners),
                 &mut listeners,
             ),
             routes: {
@@ -344,7 +344,7 @@ impl Loader {
                         &message.name
                     },
                     convert::route_configuration,
-                    before.map(|before| &before.routes),
+                    before.map(|before| &*before.routes),
                     &mut routes,
                 )
             },
@@ -354,7 +354,7 @@ impl Loader {
                     written,
                     |message: &envoy_types::pb::envoy::config::cluster::v3::Cluster| &message.name,
                     convert::cluster,
-                    before.map(|before| &before.clusters),
+                    before.map(|before| &*before.clusters),
                     &mut clusters,
                 )
             },
@@ -369,7 +369,7 @@ impl Loader {
                         &message.cluster_name
                     },
                     convert::load_assignment,
-                    before.map(|before| &before.endpoints),
+                    before.map(|before| &*before.endpoints),
                     &mut HashMap::new(),
                 )
             },

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
+use crate::config::model::Name;
 use crate::config::model::cluster::Discovery;
 use crate::config::model::listener::{Listener, RouteSource, Terminal};
 
@@ -47,6 +48,23 @@ pub struct Rejected {
 #[derive(Debug, Default)]
 pub(super) struct Cache {
     entries: PerType<BTreeMap<String, Entry>>,
+    /// What listeners and clusters refer to, and how often.
+    wanted: PerType<BTreeMap<Name, usize>>,
+    /// Grows when names come to be wanted or stop being it.
+    wanted_version: PerType<u64>,
+    change: Change,
+}
+
+/// What happened since [`Cache::take_change`].
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Nothing.
+    #[default]
+    None,
+    /// Endpoints that were there were replaced, of these services.
+    Endpoints(BTreeSet<String>),
+    /// Anything else.
+    Structure,
 }
 
 impl Cache {
@@ -68,28 +86,79 @@ impl Cache {
         version: &str,
         decoded: Decoded,
     ) -> bool {
+        self.refer(&decoded.value);
         let entry = self
             .entries
             .get_mut(kind)
             .entry(name.to_owned())
             .or_default();
-        entry.absent = false;
+        let was_absent = std::mem::take(&mut entry.absent);
         entry.rejected = None;
         let changed = entry
             .good
             .as_ref()
             .is_none_or(|good| good.raw != decoded.raw);
+        let told = entry
+            .good
+            .as_ref()
+            .is_none_or(|good| *good.version != *version);
         let updated = match &entry.good {
             Some(good) if !changed && *good.version == *version => good.updated,
             _ => SystemTime::now(),
         };
-        entry.good = Some(Good {
+        let before = entry.good.replace(Good {
             value: decoded.value,
             raw: decoded.raw,
             version: version.into(),
             updated,
         });
+        if changed || told || was_absent {
+            match (&mut self.change, kind) {
+                (Change::Structure, _) => {}
+                (Change::Endpoints(names), ResourceType::Endpoint) if before.is_some() => {
+                    names.insert(name.to_owned());
+                }
+                (change @ Change::None, ResourceType::Endpoint) if before.is_some() => {
+                    *change = Change::Endpoints(BTreeSet::from([name.to_owned()]));
+                }
+                (change, _) => *change = Change::Structure,
+            }
+        }
+        if let Some(before) = before {
+            self.refer_no_more(&before.value);
+        }
         changed
+    }
+
+    /// What happened since the last time.
+    pub(super) fn take_change(&mut self) -> Change {
+        std::mem::take(&mut self.change)
+    }
+
+    fn refer(&mut self, value: &Value) {
+        each_reference(value, |kind, name| {
+            let wanted = self.wanted.get_mut(kind);
+            match wanted.get_mut(name) {
+                Some(count) => *count += 1,
+                None => {
+                    wanted.insert(name.clone(), 1);
+                    *self.wanted_version.get_mut(kind) += 1;
+                }
+            }
+        });
+    }
+
+    fn refer_no_more(&mut self, value: &Value) {
+        each_reference(value, |kind, name| {
+            let wanted = self.wanted.get_mut(kind);
+            if let Some(count) = wanted.get_mut(name) {
+                *count -= 1;
+                if *count == 0 {
+                    wanted.remove(name);
+                    *self.wanted_version.get_mut(kind) += 1;
+                }
+            }
+        });
     }
 
     /// Notes that a version is not taken; the last good one stays.
@@ -108,8 +177,13 @@ impl Cache {
 
     /// The server says there is none. Says whether anything changed.
     pub(super) fn remove(&mut self, kind: ResourceType, name: &str) -> bool {
+        self.change = Change::Structure;
         if kind.is_wildcard() {
-            return self.entries.get_mut(kind).remove(name).is_some();
+            let removed = self.entries.get_mut(kind).remove(name);
+            if let Some(good) = removed.as_ref().and_then(|entry| entry.good.as_ref()) {
+                self.refer_no_more(&good.value);
+            }
+            return removed.is_some();
         }
         let entry = self
             .entries
@@ -124,6 +198,7 @@ impl Cache {
 
     /// The server said nothing of it for too long. A value that is there stays.
     pub(super) fn expire(&mut self, kind: ResourceType, name: &str) -> bool {
+        self.change = Change::Structure;
         let entry = self
             .entries
             .get_mut(kind)
@@ -135,10 +210,14 @@ impl Cache {
     }
 
     /// Forgets what nobody wants any more.
-    pub(super) fn retain(&mut self, kind: ResourceType, wanted: &BTreeSet<String>) {
-        self.entries
-            .get_mut(kind)
-            .retain(|name, _| wanted.contains(name));
+    pub(super) fn forget_unwanted(&mut self, kind: ResourceType) {
+        let wanted = self.wanted.get(kind);
+        let entries = self.entries.get_mut(kind);
+        let before = entries.len();
+        entries.retain(|name, _| wanted.contains_key(name.as_str()));
+        if entries.len() != before {
+            self.change = Change::Structure;
+        }
     }
 
     /// Versions of what is held, for a new stream.
@@ -154,30 +233,28 @@ impl Cache {
 
     /// The names that listeners and clusters refer to.
     pub(super) fn wanted(&self, kind: ResourceType) -> BTreeSet<String> {
-        match kind {
-            ResourceType::Cluster | ResourceType::Listener => BTreeSet::new(),
-            ResourceType::Route => self
-                .of(ResourceType::Listener)
-                .values()
-                .filter_map(|entry| match &entry.good.as_ref()?.value {
-                    Value::Listener(listener) => Some(listener),
-                    _ => None,
-                })
-                .flat_map(|listener| route_names(listener))
-                .map(|name| name.to_string())
-                .collect(),
-            ResourceType::Endpoint => self
-                .of(ResourceType::Cluster)
-                .values()
-                .filter_map(|entry| match &entry.good.as_ref()?.value {
-                    Value::Cluster(cluster) => match &cluster.discovery {
-                        Discovery::Eds { service_name } => Some(service_name.to_string()),
-                        _ => None,
-                    },
-                    _ => None,
-                })
-                .collect(),
+        let names = self.wanted.get(kind).keys();
+        names.map(ToString::to_string).collect()
+    }
+
+    /// Another number than before: [`Self::wanted`] says something else.
+    pub(super) fn wanted_version(&self, kind: ResourceType) -> u64 {
+        *self.wanted_version.get(kind)
+    }
+}
+
+/// The names of other resources in a resource.
+fn each_reference(value: &Value, mut each: impl FnMut(ResourceType, &Name)) {
+    match value {
+        Value::Listener(listener) => {
+            route_names(listener).for_each(|name| each(ResourceType::Route, name));
         }
+        Value::Cluster(cluster) => {
+            if let Discovery::Eds { service_name } = &cluster.discovery {
+                each(ResourceType::Endpoint, service_name);
+            }
+        }
+        Value::Route(_) | Value::Endpoint(_) => {}
     }
 }
 

@@ -33,7 +33,7 @@ impl Delta {
         &mut self,
         kind: ResourceType,
         wanted: &BTreeSet<String>,
-        held: &BTreeMap<String, String>,
+        held: impl FnOnce() -> BTreeMap<String, String>,
     ) -> Option<(DeltaDiscoveryRequest, Vec<String>)> {
         let first = self.asked.get(kind).is_none();
         if kind.is_wildcard() && !first {
@@ -48,11 +48,8 @@ impl Delta {
         }
         *self.asked.get_mut(kind) = Some(wanted.clone());
         let initial_resource_versions = if first {
-            let asked = held
-                .iter()
-                .filter(|(name, _)| kind.is_wildcard() || wanted.contains(*name));
-            asked
-                .map(|(name, version)| (name.clone(), version.clone()))
+            let held = held().into_iter();
+            held.filter(|(name, _)| kind.is_wildcard() || wanted.contains(name))
                 .collect()
         } else {
             std::collections::HashMap::new()

@@ -4,12 +4,13 @@
 //! its routes are; until then the version before is. What is removed stays as long as something
 //! in use refers to it. Nothing is waited for longer than [`HOLD`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::model::Name;
 use crate::config::model::cluster::{Cluster, Discovery};
+use crate::config::model::endpoint::LoadAssignment;
 use crate::config::model::listener::{Listener, RouteSource, Terminal};
 use crate::config::model::route::RouteConfiguration;
 use crate::store::{Resource, ResourceSet};
@@ -25,7 +26,7 @@ pub(super) const HOLD: Duration = Duration::from_secs(15);
 #[derive(Debug, Default)]
 pub(super) struct Holds {
     since: HashMap<(ResourceType, String), Instant>,
-    seen: Vec<(ResourceType, String)>,
+    seen: HashSet<(ResourceType, String)>,
 }
 
 impl Holds {
@@ -33,7 +34,7 @@ impl Holds {
     fn wait(&mut self, kind: ResourceType, name: &str, now: Instant) -> bool {
         let key = (kind, name.to_owned());
         let since = *self.since.entry(key.clone()).or_insert(now);
-        self.seen.push(key);
+        self.seen.insert(key);
         now < since + HOLD
     }
 
@@ -62,13 +63,47 @@ pub(super) fn publish(
     holds: &mut Holds,
     now: Instant,
 ) -> ResourceSet {
-    let mut next = ResourceSet::default();
+    let mut next = Next::default();
     clusters(cache, before, holds, now, &mut next);
     routes(cache, before, holds, now, &mut next);
     listeners(cache, before, holds, now, &mut next);
     keep_referenced(before, holds, now, &mut next);
     holds.end();
+    ResourceSet {
+        listeners: Arc::new(next.listeners),
+        routes: Arc::new(next.routes),
+        clusters: Arc::new(next.clusters),
+        endpoints: Arc::new(next.endpoints),
+    }
+}
+
+/// The next set if only endpoints changed, of these services: nothing waits for them.
+pub(super) fn publish_endpoints(
+    cache: &Cache,
+    before: &ResourceSet,
+    services: &BTreeSet<String>,
+) -> ResourceSet {
+    let mut next = before.clone();
+    let endpoints = Arc::make_mut(&mut next.endpoints);
+    for name in services {
+        let entry = cache.get(ResourceType::Endpoint, name);
+        if let Some(used) = endpoints.get_mut(name.as_str())
+            && let Some(good) = entry.and_then(|entry| entry.good.as_ref())
+            && let Value::Endpoint(value) = &good.value
+        {
+            *used = resource(value, good);
+        }
+    }
     next
+}
+
+/// A set in the making.
+#[derive(Default)]
+struct Next {
+    listeners: BTreeMap<Name, Resource<Listener>>,
+    routes: BTreeMap<Name, Resource<RouteConfiguration>>,
+    clusters: BTreeMap<Name, Resource<Cluster>>,
+    endpoints: BTreeMap<Name, Resource<LoadAssignment>>,
 }
 
 fn resource<T>(value: &Arc<T>, good: &Good) -> Resource<T> {
@@ -80,13 +115,7 @@ fn resource<T>(value: &Arc<T>, good: &Good) -> Resource<T> {
     }
 }
 
-fn clusters(
-    cache: &Cache,
-    before: &ResourceSet,
-    holds: &mut Holds,
-    now: Instant,
-    next: &mut ResourceSet,
-) {
+fn clusters(cache: &Cache, before: &ResourceSet, holds: &mut Holds, now: Instant, next: &mut Next) {
     for (name, entry) in cache.of(ResourceType::Cluster) {
         let Some(good) = &entry.good else { continue };
         let Value::Cluster(cluster) = &good.value else {
@@ -118,7 +147,7 @@ fn endpoints(
     cache: &Cache,
     before: &ResourceSet,
     cluster: &Cluster,
-    next: &mut BTreeMap<Name, Resource<crate::config::model::endpoint::LoadAssignment>>,
+    next: &mut BTreeMap<Name, Resource<LoadAssignment>>,
 ) -> bool {
     let Discovery::Eds { service_name } = &cluster.discovery else {
         return true;
@@ -144,13 +173,7 @@ fn endpoints(
     }
 }
 
-fn routes(
-    cache: &Cache,
-    before: &ResourceSet,
-    holds: &mut Holds,
-    now: Instant,
-    next: &mut ResourceSet,
-) {
+fn routes(cache: &Cache, before: &ResourceSet, holds: &mut Holds, now: Instant, next: &mut Next) {
     for (name, entry) in cache.of(ResourceType::Route) {
         let known = before.routes.get(name.as_str());
         let taken = match entry.good.as_ref().map(|good| (good, &good.value)) {
@@ -171,7 +194,7 @@ fn routes(
     }
 }
 
-fn all_clusters(routes: &RouteConfiguration, next: &ResourceSet) -> bool {
+fn all_clusters(routes: &RouteConfiguration, next: &Next) -> bool {
     routes
         .clusters()
         .all(|(_, cluster)| next.clusters.contains_key(cluster))
@@ -182,7 +205,7 @@ fn listeners(
     before: &ResourceSet,
     holds: &mut Holds,
     now: Instant,
-    next: &mut ResourceSet,
+    next: &mut Next,
 ) {
     for (name, entry) in cache.of(ResourceType::Listener) {
         let known = before.listeners.get(name.as_str());
@@ -204,7 +227,7 @@ fn listeners(
     }
 }
 
-fn all_there(listener: &Listener, cache: &Cache, next: &ResourceSet) -> bool {
+fn all_there(listener: &Listener, cache: &Cache, next: &Next) -> bool {
     let routes = route_names(listener).all(|name| {
         next.routes.contains_key(name)
             || cache
@@ -234,7 +257,7 @@ fn chains(listener: &Listener) -> impl Iterator<Item = &Terminal> {
 
 /// What is gone from the cache and still referred to stays: routes of listeners that wait for
 /// their successors, and clusters of all of them.
-fn keep_referenced(before: &ResourceSet, holds: &mut Holds, now: Instant, next: &mut ResourceSet) {
+fn keep_referenced(before: &ResourceSet, holds: &mut Holds, now: Instant, next: &mut Next) {
     let mut routes = Vec::new();
     for listener in next.listeners.values() {
         for name in route_names(&listener.value) {

@@ -15,10 +15,10 @@ use prost::Message as _;
 
 use crate::store::ResourceSet;
 
-use super::cache::Cache;
+use super::cache::{Cache, Change};
 use super::decode::{Interner, name_of};
 use super::delta::Delta;
-use super::publish::{Holds, publish};
+use super::publish::{Holds, publish, publish_endpoints};
 use super::sotw::Sotw;
 use super::status::XdsStatus;
 use super::types::{PerType, ResourceType};
@@ -71,6 +71,8 @@ pub(super) struct Session {
     interner: Arc<Interner>,
     stream: Option<Stream>,
     cache: Cache,
+    /// Which version of what is wanted this stream was asked for.
+    asked: PerType<Option<u64>>,
     /// When what was asked for and did not come is taken not to exist.
     expected: BTreeMap<(ResourceType, String), Instant>,
     /// Kinds of which a response came, on any stream.
@@ -88,6 +90,7 @@ impl Session {
             interner,
             stream: None,
             cache: Cache::default(),
+            asked: PerType::default(),
             expected: BTreeMap::new(),
             heard: PerType::default(),
             holds: Holds::default(),
@@ -110,6 +113,7 @@ impl Session {
             Mode::Delta => Stream::Delta(Delta::new(node)),
             Mode::Sotw => Stream::Sotw(Sotw::new(node)),
         });
+        self.asked = PerType::default();
         self.status.connected = true;
         self.status.since = Some(SystemTime::now());
         self.status.streams += 1;
@@ -132,16 +136,21 @@ impl Session {
             return requests;
         };
         for kind in ResourceType::ALL {
+            let version = self.cache.wanted_version(kind);
+            if *self.asked.get(kind) == Some(version) {
+                continue;
+            }
+            *self.asked.get_mut(kind) = Some(version);
             let wanted = self.cache.wanted(kind);
             if !kind.is_wildcard() {
-                self.cache.retain(kind, &wanted);
+                self.cache.forget_unwanted(kind);
                 self.expected
                     .retain(|(of, name), _| *of != kind || wanted.contains(name));
             }
             let asked = match stream {
                 Stream::Delta(delta) => {
-                    let held = self.cache.versions(kind);
-                    let asked = delta.ask(kind, &wanted, &held);
+                    let held = || self.cache.versions(kind);
+                    let asked = delta.ask(kind, &wanted, held);
                     asked.map(|(request, names)| (Request::Delta(request), names))
                 }
                 Stream::Sotw(sotw) => {
@@ -321,7 +330,13 @@ impl Session {
 
     /// What may be used by now.
     pub(super) fn publish(&mut self, now: Instant) -> Arc<ResourceSet> {
-        let next = publish(&self.cache, &self.published, &mut self.holds, now);
+        let next = match self.cache.take_change() {
+            Change::None if self.holds.is_empty() => return self.published.clone(),
+            Change::Endpoints(services) if self.holds.is_empty() => {
+                publish_endpoints(&self.cache, &self.published, &services)
+            }
+            _ => publish(&self.cache, &self.published, &mut self.holds, now),
+        };
         for kind in ResourceType::ALL {
             self.status.types.get_mut(kind).resources = match kind {
                 ResourceType::Cluster => next.clusters.len(),

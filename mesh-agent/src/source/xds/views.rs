@@ -169,9 +169,15 @@ impl Views {
                 && (!stream.latest.complete
                     || !Arc::ptr_eq(&stream.latest.resources, &news.resources))
             {
-                let fingerprint = fingerprint(&news.resources);
-                changed |= fingerprint != stream.fingerprint;
-                stream.fingerprint = fingerprint;
+                match self.scope {
+                    // Nothing is compared: there is one view.
+                    Scope::Node => changed = true,
+                    Scope::Workload => {
+                        let fingerprint = fingerprint(&news.resources);
+                        changed |= fingerprint != stream.fingerprint;
+                        stream.fingerprint = fingerprint;
+                    }
+                }
             }
             stream.latest = Published {
                 complete: usable,
