@@ -266,6 +266,7 @@ impl Agent {
         if let Err(error) = self.datapath.heartbeat() {
             tracing::error!(%error, "the kernel takes the agent for dead");
         }
+        self.datapath.sweep();
         if self.inheriting {
             self.apply();
             self.tell_ready();

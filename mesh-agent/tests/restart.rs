@@ -170,7 +170,8 @@ fn what_changed_while_no_agent_was_there_is_taken_up() -> Result<()> {
         ("SVC", 1),
         ("SLOTS", 1),
         ("BACK", 1),
-        ("CONNS", 1),
+        // The cluster, and its one endpoint.
+        ("CONNS", 2),
     ] {
         let now = metric(&agent, &format!("mesh_bpf_map_entries{{map=\"{map}\"}}"))?;
         assert_eq!(now, entries, "{map}");

@@ -4,7 +4,7 @@ use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::{
     Addr, Backend, CidrKey, Conns, ConnsKey, Control, InboundPod, ListenKey, OrigKey, OriginalDst,
-    Pod, PortKey, Service, ServiceKey, ServiceState, SlotKey,
+    Pod, PortKey, Service, ServiceKey, ServiceState, Slot, SlotKey,
 };
 
 macro_rules! plain_old_data {
@@ -33,6 +33,7 @@ plain_old_data!(
     Service,
     ServiceKey,
     ServiceState,
+    Slot,
     SlotKey,
 );
 

@@ -12,6 +12,8 @@ pub struct SkState {
     pub netns_cookie: u64,
     /// When connect(2) was called, in ns of the monotonic clock.
     pub connected_ns: u64,
+    /// [`ConnsKey::cluster`]
+    pub cluster: u64,
     /// The address dialled.
     pub orig_addr: Addr,
     /// The port dialled.
@@ -32,8 +34,16 @@ pub mod sk_flags {
     pub const AGENT: u16 = 1 << 0;
     /// The socket was rewritten to a backend.
     pub const DIRECT: u16 = 1 << 1;
-    /// The connection is counted in `CONNS` and `SVC_STATE` and must be released once.
-    pub const RESERVED: u16 = 1 << 2;
+    /// The connection is counted for its cluster and must be released once.
+    pub const IN_CLUSTER: u16 = 1 << 2;
+    /// The connection is counted for its backend and must be released once.
+    pub const IN_BACKEND: u16 = 1 << 3;
+    /// The connection is counted for its service and must be released once.
+    pub const IN_SERVICE: u16 = 1 << 4;
+    /// The first packet has left: TCP will say when the connection ends.
+    pub const STARTED: u16 = 1 << 5;
+    /// Whatever must be released.
+    pub const RESERVED: u16 = IN_CLUSTER | IN_BACKEND | IN_SERVICE;
 }
 
 /// `ORIG` -> [`OriginalDst`]: the client's end of a connection to the agent.
@@ -68,13 +78,33 @@ pub struct OriginalDst {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct ConnsKey {
-    /// The service.
-    pub svc_id: u32,
-    /// The backend.
+    /// The cluster: a hash of its view and name, so that whoever comes back finds its count.
+    pub cluster: u64,
+    /// The backend; 0 counts the cluster as a whole.
     pub backend_id: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
-/// Connections of a service to one backend.
+impl ConnsKey {
+    /// A cluster's connections to one backend.
+    #[inline(always)]
+    pub const fn of(cluster: u64, backend_id: u32) -> Self {
+        Self {
+            cluster,
+            backend_id,
+            pad: 0,
+        }
+    }
+
+    /// A cluster's connections.
+    #[inline(always)]
+    pub const fn whole(cluster: u64) -> Self {
+        Self::of(cluster, 0)
+    }
+}
+
+/// Connections that the kernel balanced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Conns {
@@ -82,4 +112,6 @@ pub struct Conns {
     pub active: u64,
     /// Ever.
     pub total: u64,
+    /// Refused, because there were as many as allowed.
+    pub overflow: u64,
 }

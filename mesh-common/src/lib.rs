@@ -21,11 +21,12 @@ pub use control::{Control, Counter};
 pub use listen::{InboundPod, ListenKey, ListenKind};
 pub use pod::{CaptureAction, CidrKey, Direction, Pod, PodFlags, PortKey};
 pub use service::{
-    Backend, LbKind, Service, ServiceFlags, ServiceKey, ServiceState, SlotKey, Verdict,
+    Backend, LbKind, Service, ServiceFlags, ServiceKey, ServiceState, Slot, SlotKey, UNLIMITED,
+    Verdict,
 };
 
 /// Version of all layouts in this crate.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Istio's port for connections pods make.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -58,7 +59,7 @@ pub mod capacity {
     pub const SLOTS: u32 = 2_097_152;
     /// Backends.
     pub const BACKENDS: u32 = 524_288;
-    /// Pairs of service and backend.
+    /// Clusters, and pairs of cluster and backend.
     pub const CONNS: u32 = 1_048_576;
     /// Connections on their way from connect(2) to the agent's accept(2).
     pub const ORIG: u32 = 65_536;

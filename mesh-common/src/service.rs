@@ -29,8 +29,6 @@ pub struct Service {
     pub generation: u32,
     /// How many slots; 0 has no backend.
     pub slots: u32,
-    /// Connections allowed at once; 0 is without limit.
-    pub max_connections: u32,
     /// [`Verdict`]
     pub verdict: u8,
     /// [`LbKind`]
@@ -76,7 +74,7 @@ impl ServiceFlags {
     pub const FAIL_OPEN: u8 = 1 << 0;
 }
 
-/// `SLOTS` -> backend number (`u32`).
+/// `SLOTS` -> [`Slot`]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct SlotKey {
@@ -88,14 +86,33 @@ pub struct SlotKey {
     pub slot: u32,
 }
 
+/// One share of a service's new connections, with the limits of the cluster it comes from. Limits
+/// are of Envoy's clusters, not of services: one cluster may stand behind several addresses, and
+/// one address before several clusters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Slot {
+    /// [`crate::ConnsKey::cluster`]
+    pub cluster: u64,
+    /// Its number; not 0.
+    pub backend_id: u32,
+    /// Connections of the cluster allowed at once; [`UNLIMITED`] is without limit.
+    pub max_connections: u32,
+    /// Connections of the cluster to this backend allowed at once; likewise.
+    pub max_per_endpoint: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// A number of connections that is no limit. Envoy: `max_connections: 4294967295`, as Istio sets.
+pub const UNLIMITED: u32 = u32::MAX;
+
 /// `BACK`: backend number -> this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Backend {
     /// Where it listens.
     pub addr: Addr,
-    /// Connections allowed at once; 0 is without limit.
-    pub max_connections: u32,
     /// Where it listens.
     pub port: u16,
     /// Zero.

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::{
     Addr, Backend, Counter, HEARTBEAT_STALE_NS, LbKind, OUTBOUND_PORT, Pod, Service, ServiceFlags,
-    ServiceKey, SkState, SlotKey, TCP, Verdict, sk_flags,
+    ServiceKey, SkState, Slot, SlotKey, TCP, Verdict, sk_flags,
 };
 
 use crate::atomic::{add, fetch_add};
@@ -131,35 +131,22 @@ fn find<'a>(view_id: u32, addr: &Addr, port: u16) -> Option<&'a Service> {
     }
 }
 
-/// Picks a backend and counts the connection.
+/// Picks a backend and takes a place among its connections.
 #[inline(always)]
 fn direct(service: &Service, state: &mut SkState) -> Outcome {
-    let Some((backend_id, backend)) = pick(service) else {
+    let Some((slot, backend)) = pick(service) else {
         return refuse(service, Counter::NoBackend);
     };
-    if service.max_connections != 0
-        && let Some(counters) = SVC_STATE.get_ptr_mut(service.svc_id)
-    {
-        // SAFETY: a live map value; the check and the count may race by a few connections.
-        let active = unsafe { (*counters).active };
-        if active >= u64::from(service.max_connections) {
-            return refuse(service, Counter::Overflow);
-        }
-    }
-    if backend.max_connections != 0
-        && reserve::active(service.svc_id, backend_id) >= u64::from(backend.max_connections)
-    {
+    if !reserve::take(state, slot) {
         return refuse(service, Counter::Overflow);
     }
-    state.backend_id = backend_id;
     state.flags |= sk_flags::DIRECT;
-    reserve::take(state);
     count(Counter::Direct);
     Outcome::Rewrite(backend.addr, backend.port)
 }
 
 #[inline(always)]
-fn pick<'a>(service: &Service) -> Option<(u32, &'a Backend)> {
+fn pick<'a>(service: &Service) -> Option<(&'a Slot, &'a Backend)> {
     if service.slots == 0 {
         return None;
     }
@@ -177,8 +164,7 @@ fn pick<'a>(service: &Service) -> Option<(u32, &'a Backend)> {
     }
     // Power of two choices, as Envoy's LEAST_REQUEST with choice_count 2.
     let second = backend_at(service, random())?;
-    let busier =
-        reserve::active(service.svc_id, first.0) > reserve::active(service.svc_id, second.0);
+    let busier = reserve::active(first.0) > reserve::active(second.0);
     Some(if busier { second } else { first })
 }
 
@@ -189,7 +175,7 @@ fn random() -> u32 {
 }
 
 #[inline(always)]
-fn backend_at<'a>(service: &Service, number: u32) -> Option<(u32, &'a Backend)> {
+fn backend_at<'a>(service: &Service, number: u32) -> Option<(&'a Slot, &'a Backend)> {
     let key = SlotKey {
         svc_id: service.svc_id,
         generation: service.generation,
@@ -198,8 +184,8 @@ fn backend_at<'a>(service: &Service, number: u32) -> Option<(u32, &'a Backend)> 
     };
     // SAFETY: slots and backends are written before the service that names them.
     unsafe {
-        let backend_id = *SLOTS.get(key)?;
-        Some((backend_id, BACK.get(backend_id)?))
+        let slot = SLOTS.get(key)?;
+        Some((slot, BACK.get(slot.backend_id)?))
     }
 }
 

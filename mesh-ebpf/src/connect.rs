@@ -60,10 +60,17 @@ fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     if sk.is_null() {
         return ALLOW;
     }
+    let multipath = sk_state::multipath(sk);
+    let mut known = false;
     // A socket may be connected twice: what the last connect left must not speak for this one.
-    let known = sk_state::get(sk)
-        .map(|state| reserve::release(state))
-        .is_some();
+    if let Some(state) = sk_state::of_connection(sk, multipath) {
+        if !multipath.is_null() && state.flags & sk_flags::STARTED != 0 {
+            // One more subflow of a connection that stands.
+            return ALLOW;
+        }
+        reserve::release(state);
+        known = true;
+    }
     let mut state = SkState {
         netns_cookie,
         // SAFETY: no arguments.
@@ -72,6 +79,7 @@ fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
         orig_port: unsafe {
             u16::from_be(read_volatile(&raw const (*ctx.sock_addr).user_port) as u16)
         },
+        cluster: 0,
         flags: 0,
         svc_id: 0,
         backend_id: 0,
@@ -80,12 +88,11 @@ fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let outcome = classify(ctx, pod, &mut state);
     match outcome {
         Outcome::Rewrite(addr, port) => {
-            if !sk_state::put(sk, &mut state) {
+            if !remember(sk, multipath, &mut state) {
                 reserve::release(&mut state);
                 count(Counter::NoMemory);
                 return refuse();
             }
-            tell_multipath(sk, Some(&state));
             debug!(
                 ctx,
                 "svc {} -> backend {} port {}", state.svc_id, state.backend_id, port
@@ -95,38 +102,45 @@ fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
         }
         Outcome::Leave => {
             if known {
-                sk_state::delete(sk);
+                forget(sk, multipath);
             }
-            tell_multipath(sk, None);
             ALLOW
         }
         Outcome::Refuse => {
             if known {
-                sk_state::delete(sk);
+                forget(sk, multipath);
             }
-            tell_multipath(sk, None);
             debug!(ctx, "svc {} refused port {}", state.svc_id, state.orig_port);
             refuse()
         }
     }
 }
 
-/// Of a multipath connection this hook sees the subflow, and getpeername(2) the socket above it:
-/// what was dialled is kept there, too. The connection is counted, and given back, by the subflow.
+/// Of a multipath connection this hook sees the subflow, and getpeername(2), close(2) and the
+/// application the socket above it: what was dialled is known of both, and the place that was
+/// taken of the one above, because a subflow that never started ends unseen.
 #[inline(always)]
-fn tell_multipath(sk: *mut bpf_sock, state: Option<&SkState>) {
-    let multipath = sk_state::multipath(sk);
+fn remember(sk: *mut bpf_sock, multipath: *mut bpf_sock, state: &mut SkState) -> bool {
     if multipath.is_null() {
-        return;
+        return sk_state::put(sk, state);
     }
-    match state {
-        Some(state) => {
-            let mut state = *state;
-            state.flags &= !sk_flags::RESERVED;
-            // Without memory the application sees where the kernel connected.
-            sk_state::put(multipath, &mut state);
-        }
-        None => sk_state::delete(multipath),
+    if !sk_state::put(multipath, state) {
+        return false;
+    }
+    let mut subflow = *state;
+    subflow.flags &= !sk_flags::RESERVED;
+    if sk_state::put(sk, &mut subflow) {
+        return true;
+    }
+    sk_state::delete(multipath);
+    false
+}
+
+#[inline(always)]
+fn forget(sk: *mut bpf_sock, multipath: *mut bpf_sock) {
+    sk_state::delete(sk);
+    if !multipath.is_null() {
+        sk_state::delete(multipath);
     }
 }
 

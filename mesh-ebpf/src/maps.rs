@@ -6,7 +6,7 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockHash};
 use mesh_common::{
     Addr, Backend, CidrKey, Conns, ConnsKey, Control, Counter, InboundPod, ListenKey, OrigKey,
-    OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, SkState, SlotKey, capacity,
+    OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, SkState, Slot, SlotKey, capacity,
 };
 
 /// netns cookie -> enrolled pod
@@ -29,9 +29,9 @@ pub(crate) static PORTS: HashMap<PortKey, u32> =
 pub(crate) static SVC: HashMap<ServiceKey, Service> =
     HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
 
-/// slot -> backend number
+/// slot -> backend number and limits
 #[map]
-pub(crate) static SLOTS: HashMap<SlotKey, u32> =
+pub(crate) static SLOTS: HashMap<SlotKey, Slot> =
     HashMap::with_max_entries(capacity::SLOTS, BPF_F_NO_PREALLOC);
 
 /// backend number -> backend
@@ -44,7 +44,7 @@ pub(crate) static BACK: HashMap<u32, Backend> =
 pub(crate) static SVC_STATE: HashMap<u32, ServiceState> =
     HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
 
-/// connections of a service to a backend
+/// connections of a cluster, and of a cluster to a backend
 #[map]
 pub(crate) static CONNS: HashMap<ConnsKey, Conns> =
     HashMap::with_max_entries(capacity::CONNS, BPF_F_NO_PREALLOC);

@@ -59,6 +59,19 @@ pub(crate) fn multipath(sk: *mut bpf_sock) -> *mut bpf_sock {
     unsafe { bpf_skc_to_mptcp_sock(sk.cast()) }.cast()
 }
 
+/// What is known of the connection as a whole: of the multipath socket if there is one.
+#[inline(always)]
+pub(crate) fn of_connection<'a>(
+    sk: *mut bpf_sock,
+    multipath: *mut bpf_sock,
+) -> Option<&'a mut SkState> {
+    if multipath.is_null() {
+        get(sk)
+    } else {
+        get(multipath)
+    }
+}
+
 /// Forgets the socket.
 #[inline(always)]
 pub(crate) fn delete(sk: *mut bpf_sock) {

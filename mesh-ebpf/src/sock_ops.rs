@@ -5,7 +5,6 @@
 //! on every state change once asked for.
 //! Returns: ignored by these callbacks; 1 by convention.
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock,
 };
@@ -88,7 +87,8 @@ fn connecting(ctx: &SockOpsContext) {
             stored.is_ok() as u32
         );
     }
-    if state.flags & sk_flags::RESERVED != 0 {
+    if let Some(connection) = sk_state::of_connection(sk, sk_state::multipath(sk)) {
+        connection.flags |= sk_flags::STARTED;
         let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
         // Without the callback the reservation is given back by sock_release.
         let _ = ctx.set_cb_flags(flags as i32);
@@ -98,8 +98,8 @@ fn connecting(ctx: &SockOpsContext) {
 #[inline(always)]
 fn closed(ctx: &SockOpsContext) {
     let Some(sk) = socket(ctx) else { return };
-    if let Some(state) = sk_state::get(sk) {
-        reserve::release(state);
+    if let Some(connection) = sk_state::of_connection(sk, sk_state::multipath(sk)) {
+        connection.flags &= !sk_flags::STARTED;
+        reserve::release(connection);
     }
-    let _ = ctx.as_ptr();
 }

@@ -18,6 +18,7 @@ mod agent;
 mod binary;
 mod bpffs;
 mod cgroup;
+mod churn;
 mod connect;
 mod curl;
 mod envoy;
@@ -45,6 +46,7 @@ mod wait;
 pub mod wire;
 
 pub use agent::{MeshAgent, MeshAgentBuilder};
+pub use churn::Churn;
 pub use connect::{Connect, Open};
 pub use curl::{Curl, Response};
 pub use envoy::Envoy;

@@ -27,6 +27,8 @@ enum Command {
     RawHttp(helper::raw_http::Args),
     /// Opens connections and says what became of them.
     Connect(helper::connect::Args),
+    /// Makes connections and ends them at once, in all the ways connections end.
+    Churn(helper::churn::Args),
     /// Sends bytes as told, line by line, and says what came back.
     Talk,
     /// Makes sockets and hands them to whoever started it.
@@ -51,6 +53,7 @@ fn run(command: Command) -> Result<()> {
         Command::EchoTcp(args) => runtime()?.block_on(helper::echo_tcp::serve(args)),
         Command::RawHttp(args) => runtime()?.block_on(helper::raw_http::serve(args)),
         Command::Connect(args) => helper::connect::run(&args),
+        Command::Churn(args) => helper::churn::run(&args),
         Command::Talk => helper::talk::run(),
         Command::Sockets(args) => helper::sockets::run(&args),
         Command::Demo(args) => demo::run(args),

@@ -92,6 +92,40 @@ pub struct Held {
     pub dead: usize,
 }
 
+/// How the connections of `churn` end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Ending {
+    /// The client sends RST.
+    Reset,
+    /// The client closes first, perhaps before it read what the server sent.
+    Close,
+    /// The client closes its side, and the rest when the server did so, too.
+    HalfClose,
+    /// The client closes while it still connects.
+    Abandon,
+    /// The client dissolves the connection (AF_UNSPEC) and uses the socket for another one.
+    Dissolve,
+    /// The client connects the same socket again if it failed at first.
+    Retry,
+    /// Two descriptors are closed, one after the other.
+    Duplicate,
+    /// Connected by sending.
+    FastOpen,
+}
+
+/// What became of the connections of `churn`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Churned {
+    /// Those that went as they should.
+    pub made: usize,
+    /// Those that did not, by error number.
+    pub failed: std::collections::BTreeMap<i32, usize>,
+    /// How long the slowest of those took.
+    pub slowest_failure_us: u64,
+    /// How long all took.
+    pub took_ms: u64,
+}
+
 /// What `talk` is told on a line of standard input. Bytes are text here: a character for each,
 /// U+0000 to U+00FF.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -448,11 +448,18 @@ impl State<'_> {
                 .snapshot
                 .views
                 .values()
-                .flat_map(|view| view.clusters.iter())
-                .map(|(cluster, view)| {
+                .flat_map(|view| view.clusters.iter().map(|(name, of)| (view.id, name, of)))
+                .map(|(view, cluster, of)| {
+                    let kernel = self.datapath.connections(view, of);
+                    let kernel = match name {
+                        "upstream_cx_total" => kernel.total,
+                        "upstream_cx_active" => kernel.active,
+                        "upstream_cx_overflow" => kernel.overflow,
+                        _ => 0,
+                    };
                     (
                         format!("{{envoy_cluster_name=\"{cluster}\"}}"),
-                        load(read(&view.state.stats)),
+                        load(read(&of.state.stats)) + kernel,
                     )
                 })
                 .collect();

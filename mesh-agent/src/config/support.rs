@@ -161,7 +161,11 @@ const UNDERSTOOD: &[Entry] = &[
         "priority max_connections max_pending_requests max_requests max_retries",
         "track_remaining",
     ),
-    ("envoy.config.cluster.v3.CircuitBreakers", "thresholds", ""),
+    (
+        "envoy.config.cluster.v3.CircuitBreakers",
+        "thresholds per_host_thresholds",
+        "",
+    ),
     (
         "envoy.config.cluster.v3.Cluster.CommonLbConfig",
         "healthy_panic_threshold locality_weighted_lb_config",

@@ -3,19 +3,21 @@
 //! First the mirrors learn what is there, so that numbers go on and services keep their counts;
 //! then the configuration is applied as a difference to it; last, what nobody asked for goes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::net::SocketAddr;
 
-use mesh_common::{Service, ServiceKey, SlotKey};
+use mesh_common::{Service, ServiceKey, Slot, SlotKey};
 
 use super::DatapathError;
+use super::backends::Backends;
 use super::maps::{PodMaps, ServiceMaps};
 use super::pods::Pods;
 use super::reconcile::{Inherited, Reconciler};
 
-/// What the service maps hold, as far as it hangs together. Counters, slots and backends that
-/// nothing refers to, of an agent that was killed while it wrote, are removed.
+/// What the service maps hold, as far as it hangs together. Slots and counters of services that
+/// nothing refers to, of an agent that was killed while it wrote, are removed; so are, later,
+/// backends and counters that stand at zero.
 pub(super) fn services(maps: &mut ServiceMaps) -> Result<Reconciler, DatapathError> {
     let backends: HashMap<u32, SocketAddr> = maps
         .back
@@ -23,7 +25,7 @@ pub(super) fn services(maps: &mut ServiceMaps) -> Result<Reconciler, DatapathErr
         .flatten()
         .map(|(id, backend)| (id, SocketAddr::new(backend.addr.into(), backend.port)))
         .collect();
-    let written: BTreeMap<SlotKey, u32> = maps.slots.iter().flatten().collect();
+    let written: BTreeMap<SlotKey, Slot> = maps.slots.iter().flatten().collect();
     let services: BTreeMap<ServiceKey, Service> = maps.svc.iter().flatten().collect();
     let inherited: BTreeMap<ServiceKey, Inherited> = services
         .into_iter()
@@ -35,45 +37,30 @@ pub(super) fn services(maps: &mut ServiceMaps) -> Result<Reconciler, DatapathErr
                         generation: service.generation,
                         slot,
                     };
-                    let id = *written.get(&slot)?;
-                    Some((id, *backends.get(&id)?))
+                    let slot = *written.get(&slot)?;
+                    Some((slot, *backends.get(&slot.backend_id)?))
                 })
                 .collect();
             (key, Inherited { service, slots })
         })
         .collect();
-    let live: HashMap<u32, &Inherited> = inherited
+    let live: HashMap<u32, &Service> = inherited
         .values()
-        .map(|inherited| (inherited.service.svc_id, inherited))
-        .collect();
-    let uses = |svc_id: u32, backend: u32| {
-        live.get(&svc_id)
-            .is_some_and(|one| one.slots.iter().any(|(id, _)| *id == backend))
-    };
-    let used: HashSet<u32> = inherited
-        .values()
-        .flat_map(|one| one.slots.iter().map(|(id, _)| *id))
+        .map(|inherited| (inherited.service.svc_id, &inherited.service))
         .collect();
     for key in written.keys() {
-        let holds = live.get(&key.svc_id).is_some_and(|one| {
-            key.generation == one.service.generation && key.slot < one.service.slots
+        let holds = live.get(&key.svc_id).is_some_and(|service| {
+            key.generation == service.generation && key.slot < service.slots
         });
         if !holds {
             let _ = maps.slots.remove(key);
         }
     }
-    for id in stale(maps.back.keys().flatten(), |id| used.contains(id)) {
-        let _ = maps.back.remove(&id);
-    }
     for id in stale(maps.state.keys().flatten(), |id| live.contains_key(id)) {
         let _ = maps.state.remove(&id);
     }
-    for key in stale(maps.conns.keys().flatten(), |key| {
-        uses(key.svc_id, key.backend_id)
-    }) {
-        let _ = maps.conns.remove(&key);
-    }
-    Ok(Reconciler::inherit(inherited))
+    let backends = Backends::inherited(&backends, maps.conns.keys().flatten());
+    Ok(Reconciler::inherit(inherited, backends))
 }
 
 /// Numbers that no pod, view or capture setting in the maps has.

@@ -9,13 +9,17 @@ use crate::config::model::cluster::{Discovery, LbPolicy, UpstreamTransport};
 use crate::config::model::listener::{
     DownstreamTransport, FilterChain, FilterChainMatch, Listener, TcpProxy, Terminal,
 };
-use crate::snapshot::{ClusterView, View};
+use crate::snapshot::{ClusterView, View, ViewId};
 
 use crate::snapshot::slots::{self, Weighted};
 
 /// Envoy's default idle timeout of a TCP proxy. The kernel keeps no idle timer; a listener that
 /// sets another one is served by the agent.
 const DEFAULT_TCP_IDLE: Duration = Duration::from_secs(3600);
+
+/// Envoy's default of `max_pending_requests`, which for TCP limits connects in flight. The kernel
+/// does not tell those from connections that stand, so a lower limit is kept by the agent.
+const LIKELY_PENDING: u32 = 1024;
 
 /// Where a service's connections go.
 #[derive(Debug, Clone, PartialEq)]
@@ -142,21 +146,23 @@ fn decide_tcp(proxy: &TcpProxy, view: &View) -> Decision {
             return Decision::agent(format!("cluster {}: {why}", cluster.config.name));
         }
     }
-    direct(&clusters)
+    direct(view.id, &clusters)
 }
 
 /// What a cluster asks for that only the agent can do.
 fn needs_agent(cluster: &ClusterView) -> Option<&'static str> {
     let config = &cluster.config;
+    let breakers = &config.circuit_breakers.default;
     if config.transport != UpstreamTransport::Plain {
         Some("TLS to its endpoints")
     } else if !config.source_addresses.is_empty() {
         Some("upstream_bind_config is set")
     } else if config.tcp_keepalive.is_some() {
         Some("tcp_keepalive is set")
-    } else if config.circuit_breakers.default.configured || config.circuit_breakers.high.configured
-    {
-        Some("circuit_breakers are set")
+    } else if breakers.max_pending_requests < breakers.max_connections.min(LIKELY_PENDING) {
+        Some(
+            "circuit_breakers.max_pending_requests is low: the kernel counts no connects in flight",
+        )
     } else if config.close_connections_on_host_removal {
         Some("close_connections_on_host_health_failure is set")
     } else {
@@ -164,14 +170,18 @@ fn needs_agent(cluster: &ClusterView) -> Option<&'static str> {
     }
 }
 
-fn direct(clusters: &[(&std::sync::Arc<ClusterView>, f64)]) -> Decision {
+fn direct(view: ViewId, clusters: &[(&std::sync::Arc<ClusterView>, f64)]) -> Decision {
     let total: f64 = clusters.iter().map(|(_, weight)| weight).sum();
     let mut backends = Vec::new();
     for (cluster, weight) in clusters {
-        backends.extend(slots::weights(cluster).into_iter().map(|backend| Weighted {
-            weight: backend.weight * weight / total,
-            ..backend
-        }));
+        backends.extend(
+            slots::weights(view, cluster)
+                .into_iter()
+                .map(|backend| Weighted {
+                    weight: backend.weight * weight / total,
+                    ..backend
+                }),
+        );
     }
     let (lb, why) = match clusters {
         [(cluster, _)] => match cluster.config.lb {

@@ -157,6 +157,12 @@ impl Datapath {
             .map_err(map_error("CTRL", "write the heartbeat"))
     }
 
+    /// Removes counters of services and endpoints that are gone and have no connection any more;
+    /// to be called from time to time.
+    pub fn sweep(&mut self) {
+        self.reconciler.sweep(&mut self.services);
+    }
+
     /// Where the proxy asks for original destinations.
     pub fn original_dst(&self) -> Arc<dyn OriginalDst> {
         self.original_dst.clone()

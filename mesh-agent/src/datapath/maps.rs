@@ -5,7 +5,7 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, SockHash};
 use mesh_common::{
     Addr, Backend, CidrKey, Conns, ConnsKey, Control, InboundPod, ListenKey, Pod, PortKey, Service,
-    ServiceKey, ServiceState, SlotKey,
+    ServiceKey, ServiceState, Slot, SlotKey,
 };
 
 use super::DatapathError;
@@ -13,7 +13,7 @@ use super::DatapathError;
 /// Maps of services: written by [`super::reconcile`].
 pub(super) struct ServiceMaps {
     pub(super) svc: HashMap<MapData, ServiceKey, Service>,
-    pub(super) slots: HashMap<MapData, SlotKey, u32>,
+    pub(super) slots: HashMap<MapData, SlotKey, Slot>,
     pub(super) back: HashMap<MapData, u32, Backend>,
     pub(super) state: HashMap<MapData, u32, ServiceState>,
     pub(super) conns: HashMap<MapData, ConnsKey, Conns>,

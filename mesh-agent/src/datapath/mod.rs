@@ -4,6 +4,7 @@
 //! there by difference, [`pods`] enrols pods, [`Datapath`] owns the loaded programs.
 
 mod adopt;
+mod backends;
 mod capture;
 pub mod decide;
 mod error;
@@ -16,6 +17,7 @@ mod pins;
 pub mod plan;
 mod pods;
 pub mod reconcile;
+mod sink;
 mod status;
 
 pub use error::DatapathError;

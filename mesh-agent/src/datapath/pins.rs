@@ -17,7 +17,7 @@ use aya::maps::MapInfo;
 use aya::programs::links::FdLink;
 use mesh_common::{
     Addr, Backend, CidrKey, Conns, ConnsKey, Control, InboundPod, LAYOUT_VERSION, ListenKey,
-    OrigKey, OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, SkState, SlotKey,
+    OrigKey, OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, SkState, Slot, SlotKey,
 };
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -34,7 +34,7 @@ const MAPS: [(&str, usize, usize); 14] = [
     ("CIDRS", 4 + size_of::<CidrKey>(), size_of::<u32>()),
     ("PORTS", size_of::<PortKey>(), size_of::<u32>()),
     ("SVC", size_of::<ServiceKey>(), size_of::<Service>()),
-    ("SLOTS", size_of::<SlotKey>(), size_of::<u32>()),
+    ("SLOTS", size_of::<SlotKey>(), size_of::<Slot>()),
     ("BACK", size_of::<u32>(), size_of::<Backend>()),
     ("SVC_STATE", size_of::<u32>(), size_of::<ServiceState>()),
     ("CONNS", size_of::<ConnsKey>(), size_of::<Conns>()),

@@ -14,7 +14,7 @@ use crate::snapshot::{Snapshot, View};
 
 use super::decide::{Decision, Placement, decide};
 use crate::balance::rotation::rotation;
-use crate::snapshot::slots::Weighted;
+use crate::snapshot::slots::{Limits, Weighted};
 
 /// Everything the service maps should hold.
 #[derive(Debug, Default, PartialEq)]
@@ -33,17 +33,26 @@ pub struct ServicePlan {
     /// How a backend is picked.
     pub lb: LbKind,
     /// Backends in slot order.
-    pub slots: Vec<SocketAddr>,
+    pub slots: Vec<PlannedSlot>,
     /// Without the agent, connections go on without it instead of being refused.
     pub fail_open: bool,
     /// Why it runs where it runs.
     pub why: Cow<'static, str>,
 }
 
+/// One share of a service's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlannedSlot {
+    /// Where they go.
+    pub address: SocketAddr,
+    /// How many may.
+    pub limits: Limits,
+}
+
 impl ServicePlan {
     /// What another agent must have planned to have written this. Nobody knows its reason any
     /// more, so it equals no plan of ours and is written again.
-    pub(super) fn inherited(service: &Service, slots: Vec<SocketAddr>) -> Self {
+    pub(super) fn inherited(service: &Service, slots: Vec<PlannedSlot>) -> Self {
         Self {
             name: "(from before)".into(),
             verdict: match service.verdict {
@@ -146,7 +155,10 @@ impl Plan {
         let weights: Vec<f64> = reachable.iter().map(|backend| backend.weight).collect();
         let slots = rotation(&weights)
             .into_iter()
-            .map(|index| reachable[index].address)
+            .map(|index| PlannedSlot {
+                address: reachable[index].address,
+                limits: reachable[index].limits,
+            })
             .collect();
         let (verdict, why) = if foreign.is_empty() {
             (verdict, decision.why)

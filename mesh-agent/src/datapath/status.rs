@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use mesh_common::{ConnsKey, Counter, ServiceState, Verdict};
+use mesh_common::{Conns, ConnsKey, Counter, ServiceState, Verdict};
+
+use crate::snapshot::slots::Limits;
+use crate::snapshot::{ClusterView, ViewId};
 
 use super::load::Datapath;
 
@@ -44,6 +47,8 @@ pub struct BackendStatus {
     pub active: u64,
     /// Connections made.
     pub total: u64,
+    /// Connections refused, because there were as many as its cluster allows to one endpoint.
+    pub overflow: u64,
 }
 
 /// How full a map is.
@@ -66,21 +71,19 @@ impl Datapath {
                 let svc_id = installed.service.svc_id;
                 let state: ServiceState = self.services.state.get(&svc_id, 0).unwrap_or_default();
                 let mut backends: Vec<BackendStatus> = Vec::new();
-                for (address, id) in installed.backends() {
+                for (address, slot) in installed.backends() {
                     if let Some(known) = backends.iter_mut().find(|b| b.address == address) {
                         known.slots += 1;
                         continue;
                     }
-                    let conns_key = ConnsKey {
-                        svc_id,
-                        backend_id: id,
-                    };
-                    let conns = self.services.conns.get(&conns_key, 0).unwrap_or_default();
+                    let key = ConnsKey::of(slot.cluster, slot.backend_id);
+                    let conns = self.services.conns.get(&key, 0).unwrap_or_default();
                     backends.push(BackendStatus {
                         address,
                         slots: 1,
                         active: conns.active,
                         total: conns.total,
+                        overflow: conns.overflow,
                     });
                 }
                 ServiceStatus {
@@ -103,6 +106,12 @@ impl Datapath {
                 }
             })
             .collect()
+    }
+
+    /// Connections of a cluster that the kernel balanced, over all services it stands behind.
+    pub fn connections(&self, view: ViewId, cluster: &ClusterView) -> Conns {
+        let key = ConnsKey::whole(Limits::of(view, cluster).cluster);
+        self.services.conns.get(&key, 0).unwrap_or_default()
     }
 
     /// Ways out of the hooks, summed over CPUs.

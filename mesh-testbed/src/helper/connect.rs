@@ -205,7 +205,7 @@ fn wait_until_connected(socket: &Socket, timeout: Duration) -> std::io::Result<(
 }
 
 /// Undoes a connect(2); the socket can be connected again.
-fn dissolve(socket: &Socket) -> std::io::Result<()> {
+pub(super) fn dissolve(socket: &Socket) -> std::io::Result<()> {
     let unspecified = libc::sockaddr {
         sa_family: libc::AF_UNSPEC as libc::sa_family_t,
         sa_data: [0; 14],

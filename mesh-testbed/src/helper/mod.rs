@@ -1,5 +1,6 @@
 //! The subcommands.
 
+pub(crate) mod churn;
 pub(crate) mod connect;
 pub(crate) mod echo_http;
 pub(crate) mod echo_tcp;

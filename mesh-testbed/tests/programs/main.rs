@@ -4,4 +4,5 @@
 mod agent;
 mod direct;
 mod inbound;
+mod limits;
 mod node;

@@ -12,7 +12,8 @@ use aya::programs::{Program, SkLookup};
 use bytemuck::{Pod as PlainOldData, Zeroable as _};
 use mesh_common::{
     Addr, Backend, Conns, ConnsKey, Control, Counter, InboundPod, LbKind, ListenKey, ListenKind,
-    OrigKey, OriginalDst, Pod, PodFlags, Service, ServiceKey, ServiceState, SlotKey, TCP, Verdict,
+    OrigKey, OriginalDst, Pod, PodFlags, Service, ServiceKey, ServiceState, Slot, SlotKey, TCP,
+    UNLIMITED, Verdict,
 };
 use mesh_testbed::Testbed;
 
@@ -127,12 +128,28 @@ impl Node {
         Ok(map.insert(Plain(key), listener.as_raw_fd(), 0)?)
     }
 
-    /// A service with equal backends; its number.
+    /// A service with equal backends; its number, which is also that of its cluster.
     pub(crate) fn service(
         &mut self,
         at: SocketAddr,
         verdict: Verdict,
         backends: &[SocketAddr],
+    ) -> Result<u32> {
+        self.limited(at, verdict, backends, [UNLIMITED; 2])
+    }
+
+    /// The number that the next service gets.
+    pub(crate) fn next_service(&self) -> u32 {
+        self.services + 1
+    }
+
+    /// As [`Self::service`], with at most so many connections to all and to each backend.
+    pub(crate) fn limited(
+        &mut self,
+        at: SocketAddr,
+        verdict: Verdict,
+        backends: &[SocketAddr],
+        [max_connections, max_per_endpoint]: [u32; 2],
     ) -> Result<u32> {
         self.services += 1;
         let svc_id = self.services;
@@ -141,12 +158,21 @@ impl Node {
             let backend_id = svc_id * 100 + slot;
             let value = Backend {
                 addr: addr(backend.ip()),
-                max_connections: 0,
                 port: backend.port(),
                 flags: 0,
             };
             self.insert("BACK", backend_id, value)?;
-            self.insert("CONNS", ConnsKey { svc_id, backend_id }, Conns::zeroed())?;
+            let cluster = u64::from(svc_id);
+            for key in [ConnsKey::whole(cluster), ConnsKey::of(cluster, backend_id)] {
+                self.insert("CONNS", key, Conns::zeroed())?;
+            }
+            let value = Slot {
+                cluster,
+                backend_id,
+                max_connections,
+                max_per_endpoint,
+                pad: 0,
+            };
             self.insert(
                 "SLOTS",
                 SlotKey {
@@ -154,7 +180,7 @@ impl Node {
                     generation: 1,
                     slot,
                 },
-                backend_id,
+                value,
             )?;
         }
         let key = ServiceKey {
@@ -167,7 +193,6 @@ impl Node {
             svc_id,
             generation: 1,
             slots: u32::try_from(backends.len())?,
-            max_connections: 0,
             verdict: verdict as u8,
             lb: LbKind::RoundRobin as u8,
             flags: 0,
@@ -193,6 +218,22 @@ impl Node {
         let map = self.ebpf.map("SVC_STATE").context("no SVC_STATE")?;
         let map: HashMap<&MapData, u32, Plain<ServiceState>> = HashMap::try_from(map)?;
         Ok(map.get(&svc_id, 0)?.0)
+    }
+
+    /// Counts of a service's cluster, and of each of its backends.
+    pub(crate) fn conns(&self, svc_id: u32) -> Result<(Conns, Vec<Conns>)> {
+        let map = self.ebpf.map("CONNS").context("no CONNS")?;
+        let map: HashMap<&MapData, Plain<ConnsKey>, Plain<Conns>> = HashMap::try_from(map)?;
+        let cluster = u64::from(svc_id);
+        let whole = map.get(&Plain(ConnsKey::whole(cluster)), 0)?.0;
+        let mut backends = Vec::new();
+        for backend in svc_id * 100.. {
+            match map.get(&Plain(ConnsKey::of(cluster, backend)), 0) {
+                Ok(conns) => backends.push(conns.0),
+                Err(_) => break,
+            }
+        }
+        Ok((whole, backends))
     }
 
     /// Where a connection from a pod to the agent wanted to go.

@@ -438,6 +438,20 @@ fn circuit_breakers(
             configured: true,
         };
     }
+    for (i, limits) in message
+        .iter()
+        .flat_map(|message| &message.per_host_thresholds)
+        .enumerate()
+    {
+        // Envoy looks at no other priority and at no other limit of these.
+        if limits.priority == core::RoutingPriority::Default as i32 {
+            let limit = limits.max_connections.as_ref();
+            breakers.max_connections_per_endpoint = limit.map(|value| value.value);
+        } else {
+            let path = format!("circuit_breakers.per_host_thresholds[{i}].priority");
+            problems.push(path, "only limits of the default priority have an effect");
+        }
+    }
     breakers
 }
 

@@ -162,6 +162,8 @@ pub struct CircuitBreakers {
     pub default: Thresholds,
     /// Thresholds of high-priority routes.
     pub high: Thresholds,
+    /// Most connections to one endpoint (`per_host_thresholds`); `None` is without limit.
+    pub max_connections_per_endpoint: Option<u32>,
 }
 
 /// Limits of one priority.

@@ -3,16 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use mesh_common::{LbKind, TCP, Verdict};
+use mesh_common::{Addr, Backend, ConnsKey, LbKind, TCP, UNLIMITED, Verdict};
 
 use super::*;
 
 #[derive(Default)]
 struct Recorder {
     backends: BTreeMap<u32, Backend>,
-    slots: BTreeMap<SlotKey, u32>,
+    slots: BTreeMap<SlotKey, Slot>,
     states: BTreeMap<u32, ()>,
-    conns: BTreeMap<ConnsKey, ()>,
+    /// With the connections counted there.
+    conns: BTreeMap<ConnsKey, u64>,
     services: BTreeMap<ServiceKey, Service>,
     writes: usize,
     fail_at: Option<usize>,
@@ -37,13 +38,12 @@ impl Recorder {
                     generation: service.generation,
                     slot,
                 };
-                let backend = self.slots.get(&key).expect("a live slot");
-                assert!(self.backends.contains_key(backend));
-                let key = ConnsKey {
-                    svc_id: service.svc_id,
-                    backend_id: *backend,
-                };
-                assert!(self.conns.contains_key(&key));
+                let slot = self.slots.get(&key).expect("a live slot");
+                assert!(self.backends.contains_key(&slot.backend_id));
+                for backend_id in [0, slot.backend_id] {
+                    let key = ConnsKey::of(slot.cluster, backend_id);
+                    assert!(self.conns.contains_key(&key));
+                }
             }
             assert!(self.states.contains_key(&service.svc_id));
         }
@@ -59,7 +59,7 @@ impl Recorder {
                     generation: service.generation,
                     slot,
                 };
-                self.backends[&self.slots[&key]].port
+                self.backends[&self.slots[&key].backend_id].port
             })
             .collect()
     }
@@ -76,9 +76,9 @@ impl Sink for Recorder {
         self.backends.remove(&id).expect("a known backend");
         self.check()
     }
-    fn put_slot(&mut self, key: SlotKey, backend: u32) -> Result<(), DatapathError> {
+    fn put_slot(&mut self, key: SlotKey, slot: Slot) -> Result<(), DatapathError> {
         self.step()?;
-        self.slots.insert(key, backend);
+        self.slots.insert(key, slot);
         self.check()
     }
     fn drop_slot(&mut self, key: SlotKey) -> Result<(), DatapathError> {
@@ -98,13 +98,16 @@ impl Sink for Recorder {
     }
     fn put_conns(&mut self, key: ConnsKey) -> Result<(), DatapathError> {
         self.step()?;
-        self.conns.insert(key, ());
+        assert_eq!(self.conns.insert(key, 0), None, "they exist");
         self.check()
     }
     fn drop_conns(&mut self, key: ConnsKey) -> Result<(), DatapathError> {
         self.step()?;
         self.conns.remove(&key).expect("known counters");
         self.check()
+    }
+    fn active(&self, key: ConnsKey) -> u64 {
+        self.conns.get(&key).copied().unwrap_or(0)
     }
     fn put_service(&mut self, key: ServiceKey, service: Service) -> Result<(), DatapathError> {
         self.step()?;
@@ -127,13 +130,22 @@ fn key(port: u16) -> ServiceKey {
     }
 }
 
+const LIMITS: Limits = Limits {
+    cluster: 77,
+    max_connections: 5,
+    max_per_endpoint: UNLIMITED,
+};
+
 fn plan(services: &[(u16, &[u16])]) -> Plan {
     let services = services
         .iter()
         .map(|(port, backends)| {
             let slots = backends
                 .iter()
-                .map(|port| ([10, 0, 0, 2], *port).into())
+                .map(|port| PlannedSlot {
+                    address: ([10, 0, 0, 2], *port).into(),
+                    limits: LIMITS,
+                })
                 .collect();
             let service = ServicePlan {
                 name: "s".into(),
@@ -165,6 +177,46 @@ fn adds_changes_and_removes() {
     reconciler.apply(plan(&[]), &mut kernel);
     assert!(kernel.services.is_empty() && kernel.slots.is_empty() && kernel.backends.is_empty());
     assert!(kernel.states.is_empty() && kernel.conns.is_empty());
+}
+
+#[test]
+fn what_is_counted_stays_as_long_as_a_connection() {
+    let (mut reconciler, mut kernel) = (Reconciler::default(), Recorder::default());
+    reconciler.apply(plan(&[(1, &[10, 11])]), &mut kernel);
+    let number = |kernel: &Recorder| {
+        let (id, _) = kernel.backends.iter().find(|(_, b)| b.port == 10).unwrap();
+        *id
+    };
+    let id = number(&kernel);
+    let (whole, one) = (ConnsKey::whole(77), ConnsKey::of(77, id));
+    for key in [whole, one] {
+        kernel.conns.insert(key, 3);
+    }
+    // An endpoint goes and comes back, then the service does.
+    for ports in [&[11][..], &[10, 11], &[]] {
+        let services: &[(u16, &[u16])] = if ports.is_empty() { &[] } else { &[(1, ports)] };
+        reconciler.apply(plan(services), &mut kernel);
+        assert_eq!((kernel.conns[&whole], kernel.conns[&one]), (3, 3));
+        assert_eq!(number(&kernel), id);
+    }
+    assert_eq!((kernel.conns.len(), kernel.backends.len()), (2, 1));
+    for key in [whole, one] {
+        kernel.conns.insert(key, 0);
+    }
+    reconciler.sweep(&mut kernel);
+    assert!(kernel.conns.is_empty() && kernel.backends.is_empty());
+}
+
+#[test]
+fn a_changed_limit_is_written() {
+    let (mut reconciler, mut kernel) = (Reconciler::default(), Recorder::default());
+    let mut wanted = plan(&[(1, &[10])]);
+    reconciler.apply(plan(&[(1, &[10])]), &mut kernel);
+    let service = wanted.services.get_mut(&key(1)).unwrap();
+    service.slots[0].limits.max_connections = 6;
+    reconciler.apply(wanted, &mut kernel);
+    let limits: Vec<u32> = kernel.slots.values().map(|s| s.max_connections).collect();
+    assert_eq!(limits, [6]);
 }
 
 #[test]
