@@ -10,16 +10,17 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use crate::admin::{Question, State, serve_admin, serve_metrics, serve_readiness};
+use crate::admin::{Applied, Question, State, serve_admin, serve_metrics, serve_readiness};
 use crate::cgroup;
 use crate::cli::args::RunArgs;
+use crate::config::model::Name;
 use crate::config::model::workload::Workload;
 use crate::datapath::{Datapath, Options};
 use crate::proxy::Proxy;
 use crate::snapshot::{DnsTable, Inputs, SharedSnapshot, Snapshot, compile};
 use crate::source::dns::{self, DnsSource, DnsStats, Queries, Resolver};
 use crate::source::file::{self, Loaded, ReloadStatus};
-use crate::source::xds::{Sight, Views};
+use crate::source::xds::{Published, Sight, Views};
 use crate::store::ResourceSet;
 use crate::workload::{Manager, Netns, WorkloadState};
 
@@ -64,6 +65,7 @@ struct Agent {
     ready: watch::Sender<bool>,
     /// What an agent before this one left in the kernel is still as it was.
     inheriting: bool,
+    applied: Applied,
 }
 
 async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
@@ -118,6 +120,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         proxy,
         manager: Manager::starting_after(inherited),
         inheriting: true,
+        applied: Applied::default(),
         ready,
     };
     if agent.datapath.has_inherited() {
@@ -155,10 +158,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
                 agent.apply();
                 agent.tell_ready();
             }
-            Some((page, answer)) = asked.recv() => {
-                // Whoever asked may have left.
-                let _ = answer.send(agent.state().render(page));
-            }
+            Some(question) = asked.recv() => agent.answer(question),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = quitting.recv() => break,
@@ -253,11 +253,15 @@ impl Agent {
         if first && self.configured() {
             self.datapath.drop_inherited();
         }
+        let took = start.elapsed();
+        self.applied.count += 1;
+        self.applied.total += took;
+        self.applied.last = took;
         tracing::debug!(
             generation = snapshot.generation,
             changed = report.changed,
             removed = report.removed,
-            microseconds = start.elapsed().as_micros() as u64,
+            microseconds = took.as_micros() as u64,
             "applied"
         );
     }
@@ -288,6 +292,17 @@ impl Agent {
             agent: self,
             snapshot: self.snapshots.load_full(),
             resources: self.sight.all(),
+        }
+    }
+
+    fn answer(&self, question: Question) {
+        let holder = self.state();
+        let streams: Vec<_> = self.xds.iter().flat_map(Views::streams).collect();
+        let state = holder.state(&streams);
+        // Whoever asked may have left.
+        match question {
+            Question::Page(page, answer) => drop(answer.send(state.render(page))),
+            Question::ClientStatus(answer) => drop(answer.send(state.client_status())),
         }
     }
 
@@ -332,7 +347,7 @@ struct StateHolder<'a> {
 }
 
 impl StateHolder<'_> {
-    fn render(&self, page: crate::admin::Page) -> (&'static str, String) {
+    fn state<'s>(&'s self, streams: &'s [(&'s Name, &'s Published)]) -> State<'s> {
         let agent = self.agent;
         let state = State {
             ready: *agent.ready.borrow(),
@@ -340,6 +355,9 @@ impl StateHolder<'_> {
             config: agent.args.config.display().to_string(),
             reloads: agent.reloads.get(),
             resources: &self.resources,
+            file: &agent.loaded.resources,
+            streams,
+            applied: agent.applied,
             snapshot: &self.snapshot,
             datapath: &agent.datapath,
             workloads: agent.manager.status(),
@@ -352,7 +370,7 @@ impl StateHolder<'_> {
                 .iter()
                 .all(|w| w.state != WorkloadState::Enrolled || w.pod.is_some())
         );
-        state.render(page)
+        state
     }
 }
 

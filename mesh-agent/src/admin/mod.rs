@@ -3,8 +3,10 @@
 //! The server only asks: every page is rendered by the control loop, which owns what it shows.
 
 mod config_dump;
+mod csds;
 mod pages;
 mod server;
+mod xds;
 
-pub use pages::{Page, State};
+pub use pages::{Applied, Page, State};
 pub use server::{Question, serve_admin, serve_metrics, serve_readiness};

@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use envoy_types::pb::envoy::service::status::v3::ClientStatusResponse;
 use serde_json::{Value, json};
 
+use crate::config::model::Name;
 use crate::config::model::endpoint::Health;
 use crate::config::model::workload::{AllOr, Capture};
 use crate::datapath::Datapath;
@@ -13,10 +15,12 @@ use crate::proxy::ProxyStats;
 use crate::snapshot::Snapshot;
 use crate::source::dns::DnsStats;
 use crate::source::file::Reloads;
+use crate::source::xds::Published;
 use crate::store::ResourceSet;
 use crate::workload::WorkloadStatus;
 
-use super::config_dump::config_dump;
+use super::config_dump::{Sources, config_dump};
+use super::xds;
 
 /// A page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +110,12 @@ pub struct State<'a> {
     pub reloads: Reloads,
     /// The resources in force.
     pub resources: &'a ResourceSet,
+    /// What of them the file says.
+    pub file: &'a ResourceSet,
+    /// The streams of the management server, by workload.
+    pub streams: &'a [(&'a Name, &'a Published)],
+    /// How long configurations took to reach the proxy and the kernel.
+    pub applied: Applied,
     /// The snapshot in force.
     pub snapshot: &'a Snapshot,
     /// The kernel side.
@@ -118,10 +128,29 @@ pub struct State<'a> {
     pub dns: &'a DnsStats,
 }
 
+/// How long configurations took from the source to the proxy and the kernel.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Applied {
+    /// How many there were.
+    pub count: u64,
+    /// All together.
+    pub total: Duration,
+    /// The last one.
+    pub last: Duration,
+}
+
+/// Labels in braces, and a value.
+pub(super) type Sample = (String, u64);
+
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=UTF-8";
 
 impl State<'_> {
+    /// The answer of the client status discovery service.
+    pub fn client_status(&self) -> ClientStatusResponse {
+        xds::client_status(self.streams)
+    }
+
     /// A page's content type and text.
     pub fn render(&self, page: Page) -> (&'static str, String) {
         match page {
@@ -135,7 +164,12 @@ impl State<'_> {
                 .into(),
             ),
             Page::ConfigDump { include_eds } => {
-                (JSON, pretty(&config_dump(self.resources, include_eds)))
+                let sources = Sources {
+                    resources: self.resources,
+                    file: self.file,
+                    streams: self.streams,
+                };
+                (JSON, pretty(&config_dump(&sources, include_eds)))
             }
             Page::Clusters(Format::Text) => (TEXT, self.clusters_text()),
             Page::Clusters(Format::Json) => (JSON, pretty(&self.clusters())),
@@ -169,6 +203,8 @@ impl State<'_> {
                 "last_failure": self.reloads.last_failure.map(seconds),
                 "last_error": self.reloads.last_error,
             },
+            "xds": xds::report(self.streams),
+            "apply_microseconds": self.applied.last.as_micros() as u64,
             "workloads": self.workloads(),
             "services": self.datapath.services(),
             "maps": self.datapath.maps(),
@@ -221,7 +257,7 @@ impl State<'_> {
                     })
                     .collect();
                 clusters
-                    .push(json!({"name": name, "added_via_api": false, "host_statuses": hosts}));
+                    .push(json!({"name": name, "added_via_api": !self.file.clusters.contains_key(name), "host_statuses": hosts}));
             }
         }
         json!({"cluster_statuses": clusters})
@@ -323,6 +359,24 @@ impl State<'_> {
             "gauge",
             one(self.snapshot.generation),
         );
+        family(
+            "mesh_config_applies_total",
+            "counter",
+            one(self.applied.count),
+        );
+        family(
+            "mesh_config_apply_microseconds_total",
+            "counter",
+            one(self.applied.total.as_micros() as u64),
+        );
+        family(
+            "mesh_config_apply_last_microseconds",
+            "gauge",
+            one(self.applied.last.as_micros() as u64),
+        );
+        for (name, kind, samples) in xds::families(self.streams) {
+            family(name, kind, samples);
+        }
         family(
             "mesh_dns_resolutions_total",
             "counter",
@@ -510,7 +564,7 @@ fn host_stats(state: &crate::snapshot::cluster::HostState) -> [(&'static str, u6
     ]
 }
 
-fn seconds(time: SystemTime) -> u64 {
+pub(super) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
 }

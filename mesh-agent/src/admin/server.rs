@@ -4,19 +4,29 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
+use envoy_types::pb::envoy::service::status::v3::ClientStatusResponse;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
+use tonic::body::Body;
+use tonic::codegen::Service as _;
 
+use super::csds::{self, Csds};
 use super::pages::Page;
 
-/// A page asked for, and where its text goes.
-pub type Question = (Page, oneshot::Sender<(&'static str, String)>);
+/// What is asked, and where the answer goes.
+#[derive(Debug)]
+pub enum Question {
+    /// A page; its content type and text.
+    Page(Page, oneshot::Sender<(&'static str, String)>),
+    /// How the streams of the management server fare.
+    ClientStatus(oneshot::Sender<ClientStatusResponse>),
+}
 
 /// Binds the admin pages and serves them.
 ///
@@ -28,9 +38,17 @@ pub async fn serve_admin(
     quit: mpsc::Sender<()>,
 ) -> anyhow::Result<()> {
     let listener = bind(address, "--admin").await?;
+    let csds = Csds::server(questions.clone());
     accept(listener, move |request| {
         let (questions, quit) = (questions.clone(), quit.clone());
-        async move { answer(&request, &questions, &quit).await }
+        let mut csds = csds.clone();
+        async move {
+            if request.uri().path().starts_with(csds::PATH) {
+                let Ok(response) = csds.call(request).await;
+                return response;
+            }
+            answer(&request, &questions, &quit).await
+        }
     });
     Ok(())
 }
@@ -94,7 +112,7 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
 fn accept<F, A>(listener: TcpListener, answer: F)
 where
     F: Fn(Request<Incoming>) -> A + Clone + Send + 'static,
-    A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    A: Future<Output = Response<Body>> + Send + 'static,
 {
     tokio::spawn(async move {
         loop {
@@ -108,7 +126,8 @@ where
                 async move { Ok::<_, Infallible>(response.await) }
             });
             tokio::spawn(async move {
-                if let Err(error) = http1::Builder::new()
+                // gRPC comes over HTTP/2.
+                if let Err(error) = auto::Builder::new(TokioExecutor::new())
                     .serve_connection(TokioIo::new(stream), service)
                     .await
                 {
@@ -123,7 +142,7 @@ async fn answer(
     request: &Request<Incoming>,
     questions: &mpsc::Sender<Question>,
     quit: &mpsc::Sender<()>,
-) -> Response<Full<Bytes>> {
+) -> Response<Body> {
     let path = request.uri().path();
     if path == "/quitquitquit" {
         if request.method() != Method::POST {
@@ -144,9 +163,9 @@ async fn answer(
     ask(page, questions).await
 }
 
-async fn ask(page: Page, questions: &mpsc::Sender<Question>) -> Response<Full<Bytes>> {
+async fn ask(page: Page, questions: &mpsc::Sender<Question>) -> Response<Body> {
     let (sender, receiver) = oneshot::channel();
-    if questions.send((page, sender)).await.is_err() {
+    if questions.send(Question::Page(page, sender)).await.is_err() {
         return text(StatusCode::SERVICE_UNAVAILABLE, "the agent stops\n");
     }
     match receiver.await {
@@ -166,8 +185,8 @@ async fn ask(page: Page, questions: &mpsc::Sender<Question>) -> Response<Full<By
     }
 }
 
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::new(Full::new(body.into())));
     *response.status_mut() = status;
     response.headers_mut().insert(
         header::CONTENT_TYPE,

@@ -67,6 +67,57 @@ fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
+/// What the management server sent to whom, and what was not taken of it.
+fn streams(out: &mut String, streams: &[Value]) {
+    if streams.is_empty() {
+        return;
+    }
+    let _ = writeln!(
+        out,
+        "\n{:<32} {:<24} {:<13} {:>9} {:>9} {:>9} {:>9}  VERSIONS",
+        "XDS STREAM", "SERVER", "STATE", "CLUSTERS", "ENDPOINTS", "LISTENERS", "ROUTES"
+    );
+    for stream in streams {
+        let kinds = ["CDS", "EDS", "LDS", "RDS"];
+        let count = |kind: &str| stream["types"][kind]["resources"].to_string();
+        let versions: Vec<String> = kinds
+            .iter()
+            .filter_map(|kind| {
+                let version = stream["types"][kind]["version"].as_str()?;
+                (!version.is_empty()).then(|| format!("{kind} {version}"))
+            })
+            .collect();
+        let state = match (stream["connected"].as_bool(), stream["complete"].as_bool()) {
+            (Some(true), Some(true)) => "connected",
+            (Some(true), _) => "fetching",
+            _ => "disconnected",
+        };
+        let _ = writeln!(
+            out,
+            "{:<32} {:<24} {state:<13} {:>9} {:>9} {:>9} {:>9}  {}",
+            stream["workload"].as_str().unwrap_or("(node)"),
+            text(&stream["server"]),
+            count("CDS"),
+            count("EDS"),
+            count("LDS"),
+            count("RDS"),
+            versions.join(", ")
+        );
+        if state == "disconnected" {
+            let _ = writeln!(out, "  last stream: {}", text(&stream["error"]));
+        }
+        for kind in kinds {
+            let refused = stream["types"][kind]["refused"].as_object();
+            for (name, reason) in refused.into_iter().flatten() {
+                let _ = writeln!(out, "  {kind} {name} refused: {}", text(reason));
+            }
+            for name in list(&stream["types"][kind]["absent"]) {
+                let _ = writeln!(out, "  {kind} {} does not exist", text(name));
+            }
+        }
+    }
+}
+
 fn table(status: &Value) -> String {
     let mut out = String::new();
     let server = &status["server"];
@@ -92,6 +143,7 @@ fn table(status: &Value) -> String {
             "last reload refused, the configuration before it serves:\n{error}"
         );
     }
+    streams(&mut out, list(&status["xds"]));
     let _ = writeln!(
         out,
         "\n{:<32} {:<9} {:<32} REASON",

@@ -20,8 +20,6 @@ pub(super) struct Entry {
     pub(super) good: Option<Good>,
     /// The server said that it does not exist, or did not say anything for too long.
     pub(super) absent: bool,
-    /// Why the newest version was refused.
-    pub(super) rejected: Option<Rejected>,
 }
 
 /// A resource that was accepted.
@@ -53,6 +51,30 @@ pub(super) struct Cache {
     /// Grows when names come to be wanted or stop being it.
     wanted_version: PerType<u64>,
     change: Change,
+    trouble: Trouble,
+}
+
+/// A resource: kind and name.
+pub type Key = (ResourceType, String);
+
+/// What did not go well, by resource.
+#[derive(Debug, Default, Clone)]
+pub struct Trouble {
+    /// Newest versions that were refused; what they would have replaced stays in use.
+    pub rejected: Arc<BTreeMap<Key, Rejected>>,
+    /// What the server says does not exist, or did not send in time.
+    pub absent: Arc<BTreeSet<Key>>,
+}
+
+impl Trouble {
+    fn is_over(&mut self, key: &Key) {
+        if self.rejected.contains_key(key) {
+            Arc::make_mut(&mut self.rejected).remove(key);
+        }
+        if self.absent.contains(key) {
+            Arc::make_mut(&mut self.absent).remove(key);
+        }
+    }
 }
 
 /// What happened since [`Cache::take_change`].
@@ -93,7 +115,6 @@ impl Cache {
             .entry(name.to_owned())
             .or_default();
         let was_absent = std::mem::take(&mut entry.absent);
-        entry.rejected = None;
         let changed = entry
             .good
             .as_ref()
@@ -127,7 +148,13 @@ impl Cache {
         if let Some(before) = before {
             self.refer_no_more(&before.value);
         }
+        self.trouble.is_over(&(kind, name.to_owned()));
         changed
+    }
+
+    /// What did not go well.
+    pub(super) fn trouble(&self) -> &Trouble {
+        &self.trouble
     }
 
     /// What happened since the last time.
@@ -163,21 +190,18 @@ impl Cache {
 
     /// Notes that a version is not taken; the last good one stays.
     pub(super) fn reject(&mut self, kind: ResourceType, name: &str, version: &str, reason: &str) {
-        let entry = self
-            .entries
-            .get_mut(kind)
-            .entry(name.to_owned())
-            .or_default();
-        entry.rejected = Some(Rejected {
+        let rejected = Rejected {
             version: version.to_owned(),
             reason: reason.to_owned(),
             at: SystemTime::now(),
-        });
+        };
+        Arc::make_mut(&mut self.trouble.rejected).insert((kind, name.to_owned()), rejected);
     }
 
     /// The server says there is none. Says whether anything changed.
     pub(super) fn remove(&mut self, kind: ResourceType, name: &str) -> bool {
         self.change = Change::Structure;
+        self.trouble.is_over(&(kind, name.to_owned()));
         if kind.is_wildcard() {
             let removed = self.entries.get_mut(kind).remove(name);
             if let Some(good) = removed.as_ref().and_then(|entry| entry.good.as_ref()) {
@@ -190,9 +214,9 @@ impl Cache {
             .get_mut(kind)
             .entry(name.to_owned())
             .or_default();
-        entry.rejected = None;
         let changed = entry.good.take().is_some() || !entry.absent;
         entry.absent = true;
+        Arc::make_mut(&mut self.trouble.absent).insert((kind, name.to_owned()));
         changed
     }
 
@@ -205,7 +229,10 @@ impl Cache {
             .entry(name.to_owned())
             .or_default();
         let changed = entry.good.is_none() && !entry.absent;
-        entry.absent |= entry.good.is_none();
+        if entry.good.is_none() {
+            entry.absent = true;
+            Arc::make_mut(&mut self.trouble.absent).insert((kind, name.to_owned()));
+        }
         changed
     }
 
@@ -217,6 +244,13 @@ impl Cache {
         entries.retain(|name, _| wanted.contains_key(name.as_str()));
         if entries.len() != before {
             self.change = Change::Structure;
+        }
+        let unwanted = |(of, name): &Key| *of == kind && !wanted.contains_key(name.as_str());
+        if self.trouble.rejected.keys().any(unwanted) {
+            Arc::make_mut(&mut self.trouble.rejected).retain(|key, _| !unwanted(key));
+        }
+        if self.trouble.absent.iter().any(unwanted) {
+            Arc::make_mut(&mut self.trouble.absent).retain(|key| !unwanted(key));
         }
     }
 

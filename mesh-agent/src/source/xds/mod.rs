@@ -33,7 +33,7 @@ use crate::store::ResourceSet;
 
 use session::{Request, Response, Session};
 
-pub use cache::Rejected;
+pub use cache::{Key, Rejected, Trouble};
 pub use decode::Interner;
 pub use session::Mode;
 pub use status::{TypeStatus, XdsStatus};

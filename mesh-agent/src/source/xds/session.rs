@@ -84,6 +84,7 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(mode: Mode, node: Node, server: String, interner: Arc<Interner>) -> Self {
+        let node_shown = Arc::new(node.clone());
         Self {
             mode,
             node,
@@ -97,12 +98,23 @@ impl Session {
             published: Arc::default(),
             status: XdsStatus {
                 server,
+                node: node_shown,
                 ..XdsStatus::default()
             },
         }
     }
 
-    pub(super) fn status(&self) -> &XdsStatus {
+    pub(super) fn status(&mut self) -> &XdsStatus {
+        self.status.trouble = self.cache.trouble().clone();
+        if self.status.requested.len() != self.expected.len()
+            || !self
+                .status
+                .requested
+                .iter()
+                .all(|key| self.expected.contains_key(key))
+        {
+            self.status.requested = Arc::new(self.expected.keys().cloned().collect());
+        }
         &self.status
     }
 

@@ -1,7 +1,12 @@
 //! What `status`, `/config_dump` and the metrics tell of a stream.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use envoy_types::pb::envoy::config::core::v3::Node;
+
+use super::cache::{Key, Trouble};
 use super::types::PerType;
 
 /// A stream and what came by it.
@@ -21,6 +26,12 @@ pub struct XdsStatus {
     pub types: PerType<TypeStatus>,
     /// When an update was accepted last.
     pub updated: Option<SystemTime>,
+    /// Who we say we are.
+    pub node: Arc<Node>,
+    /// What did not go well.
+    pub trouble: Trouble,
+    /// What was asked for and has not come yet.
+    pub requested: Arc<BTreeSet<Key>>,
 }
 
 /// What came of one kind.

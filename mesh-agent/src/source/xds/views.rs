@@ -18,7 +18,7 @@ use crate::config::model::workload::Workload;
 use crate::snapshot::ViewId;
 use crate::store::{Resource, ResourceSet};
 
-use super::{Interner, Options, Published, XdsStatus, follow};
+use super::{Interner, Options, Published, follow};
 
 /// Who has a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -284,11 +284,11 @@ impl Views {
         }
     }
 
-    /// How the streams fare, by workload; the node's under the empty name.
-    pub fn status(&self) -> impl Iterator<Item = (&Name, &Arc<XdsStatus>)> {
+    /// What the streams brought and how they fare, by workload; the node's under the empty name.
+    pub fn streams(&self) -> impl Iterator<Item = (&Name, &Published)> {
         self.streams
             .iter()
-            .map(|(key, stream)| (key, &stream.latest.status))
+            .map(|(key, stream)| (key, &stream.latest))
     }
 }
 
