@@ -1,8 +1,9 @@
 //! Envoy, as peer and as the reference for what a configuration means.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -17,6 +18,25 @@ pub struct Envoy {
     child: Child,
     admin: SocketAddr,
     dir: tempfile::TempDir,
+}
+
+/// How Envoy is run.
+#[derive(Debug, Clone, Copy)]
+pub struct EnvoyOptions {
+    /// Its worker threads.
+    pub concurrency: u32,
+    /// The user it runs as; root if none. Istio's sidecar is 1337, by which its packet filter
+    /// rules know what not to catch.
+    pub user: Option<u32>,
+}
+
+impl Default for EnvoyOptions {
+    fn default() -> Self {
+        Self {
+            concurrency: 1,
+            user: None,
+        }
+    }
 }
 
 impl Envoy {
@@ -38,7 +58,20 @@ impl Envoy {
     /// # Errors
     /// There is no Envoy, or it rejects the configuration; its log is in the error.
     pub fn start(pod: &Pod, static_resources: &str, admin_port: u16) -> Result<Self> {
-        let program = Self::program()
+        Self::start_with(pod, static_resources, admin_port, EnvoyOptions::default())
+    }
+
+    /// As [`Self::start`], run in another way.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(
+        pod: &Pod,
+        static_resources: &str,
+        admin_port: u16,
+        options: EnvoyOptions,
+    ) -> Result<Self> {
+        let mut program = Self::program()
             .context("no Envoy; type: cargo xtask test interop, or name one with ENVOY_BIN")?;
         let dir = tempfile::tempdir().context("cannot make a directory for Envoy")?;
         let file = dir.path().join("envoy.yaml");
@@ -48,17 +81,19 @@ impl Envoy {
         );
         std::fs::write(&file, config).context("cannot write Envoy's configuration")?;
         let log = std::fs::File::create(dir.path().join("log")).context("cannot make the log")?;
-        let child = pod
-            .command(program)
+        if options.user.is_some() {
+            program = readable_by_all(&program, dir.path())?;
+        }
+        let mut command = pod.command(program);
+        if let Some(user) = options.user {
+            // SAFETY: system calls only. They come after those of the pod, which need root.
+            unsafe { command.pre_exec(move || become_user(user)) };
+        }
+        let child = command
             .arg("--config-path")
             .arg(&file)
-            .args([
-                "--disable-hot-restart",
-                "--concurrency",
-                "1",
-                "--log-level",
-                "warning",
-            ])
+            .args(["--concurrency", &options.concurrency.to_string()])
+            .args(["--disable-hot-restart", "--log-level", "warning"])
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("cannot share the log")?)
             .stderr(log)
@@ -111,4 +146,29 @@ impl Drop for Envoy {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Lets another user read the directory, and puts the program there: its own place may be closed
+/// to others.
+fn readable_by_all(program: &Path, dir: &Path) -> Result<PathBuf> {
+    std::fs::set_permissions(dir, PermissionsExt::from_mode(0o755))
+        .context("cannot open Envoy's directory to its user")?;
+    let copy = dir.join("envoy");
+    if std::fs::hard_link(program, &copy).is_err() {
+        std::fs::copy(program, &copy)
+            .with_context(|| format!("cannot copy {}", program.display()))?;
+    }
+    Ok(copy)
+}
+
+fn become_user(user: u32) -> std::io::Result<()> {
+    // SAFETY: no groups, so no memory is read.
+    if unsafe { libc::setgroups(0, std::ptr::null()) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: numbers only.
+    if unsafe { libc::setgid(user) } != 0 || unsafe { libc::setuid(user) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
 }

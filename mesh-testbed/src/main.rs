@@ -1,6 +1,7 @@
 //! Servers and clients that run inside pods. A process belongs to one cgroup, so what a pod does
 //! needs a process of its own. All speak JSON, one object a line, on standard output.
 
+mod bench;
 mod demo;
 mod helper;
 
@@ -33,6 +34,10 @@ enum Command {
     Talk,
     /// Makes sockets and hands them to whoever started it.
     Sockets(helper::sockets::Args),
+    /// Sends requests at a steady rate and says how long answers took.
+    Paced(helper::paced::Args),
+    /// What the mesh costs and saves, measured: `cargo xtask bench`.
+    Bench(bench::Args),
     /// The mesh at work, in a minute: `cargo xtask demo`.
     Demo(demo::Args),
 }
@@ -56,6 +61,8 @@ fn run(command: Command) -> Result<()> {
         Command::Churn(args) => helper::churn::run(&args),
         Command::Talk => helper::talk::run(),
         Command::Sockets(args) => helper::sockets::run(&args),
+        Command::Paced(args) => helper::paced::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(args),
     }
 }

@@ -21,6 +21,18 @@ impl Nginx {
     /// # Errors
     /// nginx is not installed or does not start.
     pub fn start(pod: &Pod, name: &str, port: u16) -> Result<Self> {
+        Self::launch(pod, name, port, "")
+    }
+
+    /// As [`Self::start`], for HTTP/2 with prior knowledge only.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn http2(pod: &Pod, name: &str, port: u16) -> Result<Self> {
+        Self::launch(pod, name, port, "http2")
+    }
+
+    fn launch(pod: &Pod, name: &str, port: u16, how: &str) -> Result<Self> {
         let dir = tempfile::tempdir().context("cannot make a directory for nginx")?;
         let root = dir.path().display();
         let config = format!(
@@ -29,7 +41,7 @@ impl Nginx {
              http {{ access_log off; keepalive_requests 1000000;\n\
              client_body_temp_path {root}/1; proxy_temp_path {root}/2; \
              fastcgi_temp_path {root}/3; uwsgi_temp_path {root}/4; scgi_temp_path {root}/5;\n\
-             server {{ listen [::]:{port} ipv6only=off reuseport; default_type text/plain; \
+             server {{ listen [::]:{port} ipv6only=off reuseport {how}; default_type text/plain; \
              location / {{ return 200 \"{name}\\n\"; }} }} }}\n"
         );
         let file = dir.path().join("nginx.conf");

@@ -162,6 +162,25 @@ pub enum End {
     Silent,
 }
 
+/// What `paced` says when asked: of the requests since it was asked last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pace {
+    /// Answered as expected.
+    pub answered: u64,
+    /// The others.
+    pub failed: u64,
+    /// What was wrong with the first of those.
+    pub failure: Option<String>,
+    /// The median of how long answers took, from when the request was due.
+    pub p50_us: u64,
+    /// The 99th percentile.
+    pub p99_us: u64,
+    /// One in a thousand took longer.
+    pub p999_us: u64,
+    /// The longest.
+    pub max_us: u64,
+}
+
 /// Text of bytes, as in [`Say`].
 pub fn latin1(bytes: &[u8]) -> String {
     bytes.iter().copied().map(char::from).collect()

@@ -161,6 +161,7 @@ fn testing() -> Vec<Finding> {
         may("h2load", program("h2load"), &package("nghttp2-client")),
         may("wrk", program("wrk"), &package("wrk")),
         may("iperf3", program("iperf3"), &package("iperf3")),
+        may("sockperf", program("sockperf"), &package("sockperf")),
         may("bpftool", program("bpftool"), &package("bpftool")),
         may("nft", program("nft"), &package("nftables")),
         may(

@@ -1,6 +1,7 @@
 //! The project's own commands: `cargo xtask COMMAND`.
 
 mod apt;
+mod bench;
 mod demo;
 mod descriptors;
 mod dist;
@@ -43,6 +44,8 @@ enum Command {
     GenDescriptors,
     /// The mesh at work on this machine, in a minute.
     Demo(demo::Args),
+    /// The agent beside no mesh and beside Envoy, measured on this machine.
+    Bench(bench::Args),
     /// A release tarball: TARGET_DIR/dist/mesh-agent-VERSION-ARCH-linux.tar.gz.
     Dist,
 }
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Test { part } => test::run(part),
         Command::GenDescriptors => descriptors::run(),
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Dist => dist::run(),
     };
     match result {

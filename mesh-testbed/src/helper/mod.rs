@@ -5,6 +5,7 @@ pub(crate) mod connect;
 pub(crate) mod echo_http;
 pub(crate) mod echo_tcp;
 mod listen;
+pub(crate) mod paced;
 pub(crate) mod raw_http;
 pub(crate) mod sockets;
 pub(crate) mod talk;

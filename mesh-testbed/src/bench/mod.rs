@@ -1,0 +1,95 @@
+//! `mesh-testbed bench`: the mesh beside no mesh and beside Envoy, on the same machine in the same
+//! run. Called by `cargo xtask bench`, which builds everything as it is released.
+
+mod chart;
+mod config;
+mod cpu;
+mod envoy;
+mod load;
+mod measure;
+mod path;
+mod report;
+mod servers;
+mod stage;
+mod stats;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args as ClapArgs;
+use mesh_testbed::{Envoy, is_root};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use measure::Plan;
+use path::Path;
+use stage::{Stage, System};
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Args {
+    /// What to measure; everything if none is named.
+    #[arg(value_enum, value_name = "PATH")]
+    paths: Vec<Path>,
+    /// One second a measurement, three times, about three minutes for all paths.
+    #[arg(long)]
+    quick: bool,
+    /// Write the results to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draw the ratios into this file.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Print the configurations that are compared, and every single measurement.
+    #[arg(long)]
+    verbose: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if !is_root() {
+        bail!("the benchmark makes namespaces and loads kernel programs: run it as root");
+    }
+    if Envoy::program().is_none() {
+        bail!("no Envoy to compare with; type: cargo xtask bench, or name one with ENVOY_BIN");
+    }
+    many_files()?;
+    let mut paths = args.paths.clone();
+    if paths.is_empty() {
+        paths = Path::all().to_vec();
+    }
+    let plan = if args.quick {
+        Plan::quick()
+    } else {
+        Plan::thorough()
+    };
+    let stages = System::ALL
+        .into_iter()
+        .map(|system| Stage::set(system, args.verbose))
+        .collect::<Result<Vec<_>>>()?;
+    let mut rows = Vec::new();
+    let (mut noise, mut failures) = (Vec::new(), Vec::new());
+    for path in paths {
+        let measured = measure::path(path, &stages, plan, args.verbose)
+            .with_context(|| format!("{} cannot be measured", path.name()))?;
+        report::print(&measured.rows);
+        rows.extend(measured.rows);
+        noise.extend(measured.noise);
+        failures.extend(measured.failures);
+    }
+    report::print_noise(&noise);
+    report::print_failures(&failures);
+    if let Some(file) = &args.json {
+        let text = serde_json::to_string_pretty(&rows)?;
+        std::fs::write(file, text + "\n")
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if let Some(file) = &args.svg {
+        std::fs::write(file, chart::draw(&rows))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Ten thousand connections need more descriptors than a shell allows. Children inherit it.
+fn many_files() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files")
+}

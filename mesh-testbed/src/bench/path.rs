@@ -1,0 +1,87 @@
+//! What is compared: a way from a client to a server, and who else offers it.
+
+use clap::ValueEnum;
+use mesh_testbed::Protocol;
+
+use super::measure::Measure;
+use super::stage::System;
+
+/// A way from a client to a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Path {
+    /// TCP balanced in connect(2); no proxy.
+    #[value(name = "l4-direct")]
+    L4Direct,
+    /// TCP through the agent, because of an idle timeout.
+    #[value(name = "l4-agent")]
+    L4Agent,
+    /// HTTP/1.1 through the agent on the client's side.
+    #[value(name = "l7-http1")]
+    L7Http1,
+    /// HTTP/2 as well.
+    #[value(name = "l7-h2")]
+    L7H2,
+    /// gRPC as well.
+    #[value(name = "l7-grpc")]
+    L7Grpc,
+}
+
+impl Path {
+    pub(super) fn all() -> &'static [Self] {
+        Self::value_variants()
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::L4Direct => "l4-direct",
+            Self::L4Agent => "l4-agent",
+            Self::L7Http1 => "l7-http1",
+            Self::L7H2 => "l7-h2",
+            Self::L7Grpc => "l7-grpc",
+        }
+    }
+
+    /// Whom we are compared with. What is called a reference does the same work: no mesh for what
+    /// the kernel does alone, Envoy with the same listener and cluster for the rest.
+    pub(super) fn references(self) -> &'static [System] {
+        match self {
+            Self::L4Direct | Self::L4Agent => &[System::NoMesh, System::Envoy],
+            Self::L7Http1 | Self::L7H2 | Self::L7Grpc => &[System::Envoy],
+        }
+    }
+
+    pub(super) fn protocol(self) -> Protocol {
+        match self {
+            Self::L4Direct | Self::L4Agent | Self::L7Http1 => Protocol::Http1,
+            Self::L7H2 => Protocol::Http2,
+            Self::L7Grpc => Protocol::Grpc,
+        }
+    }
+
+    pub(super) fn measures(self) -> &'static [Measure] {
+        match self {
+            Self::L4Direct => &[
+                Measure::Load,
+                Measure::Latency,
+                Measure::Connects,
+                Measure::RoundTrip,
+                Measure::Throughput,
+            ],
+            Self::L4Agent => &[
+                Measure::Load,
+                Measure::Latency,
+                Measure::Connects,
+                Measure::RoundTrip,
+                Measure::Throughput,
+                Measure::Memory,
+            ],
+            Self::L7Http1 => &[
+                Measure::Load,
+                Measure::Latency,
+                Measure::Connects,
+                Measure::Memory,
+            ],
+            Self::L7H2 | Self::L7Grpc => &[Measure::Load, Measure::Latency],
+        }
+    }
+}

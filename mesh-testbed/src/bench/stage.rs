@@ -1,0 +1,186 @@
+//! Two pods with the same client and servers, and a mesh or none between them. Every system has
+//! a stage of its own, on a bridge of its own, and all stand during the whole run: what is
+//! measured in turn is measured under the same conditions.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result};
+use mesh_testbed::{Envoy, MeshAgent, NODE_CGROUP_AGENT, Pod, Testbed};
+use serde_json::json;
+
+use super::config::{Handling, Service};
+use super::cpu::Usage;
+use super::path::Path;
+use super::servers::{self, Servers};
+
+/// Who carries the traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum System {
+    /// This project.
+    Ours,
+    /// Nobody; the client dials the server.
+    NoMesh,
+    /// Envoy in the client's pod.
+    Envoy,
+}
+
+impl System {
+    pub(super) const ALL: [Self; 3] = [Self::Ours, Self::NoMesh, Self::Envoy];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::NoMesh => "no mesh",
+            Self::Envoy => "envoy",
+        }
+    }
+}
+
+/// Which server of a path is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Port {
+    /// The one that answers requests.
+    Web,
+    Iperf,
+    Sockperf,
+}
+
+/// Who proxies. Dropped before the pods.
+#[derive(Debug)]
+enum Proxy {
+    None,
+    Agent(MeshAgent),
+    Envoy(Envoy),
+}
+
+/// A system, ready to be measured.
+#[derive(Debug)]
+pub(super) struct Stage {
+    pub(super) system: System,
+    proxy: Proxy,
+    _servers: Servers,
+    pub(super) client: Pod,
+    pub(super) server: Pod,
+    testbed: Testbed,
+}
+
+impl Stage {
+    pub(super) fn set(system: System, verbose: bool) -> Result<Self> {
+        eprintln!("bench: setting up: {}", system.name());
+        let testbed = Testbed::new()?;
+        let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
+        let servers = Servers::start(&server)?;
+        let services = services(&testbed, &server);
+        let proxy = match system {
+            System::NoMesh => Proxy::None,
+            System::Ours => Proxy::Agent(agent(&testbed, &client, &services, verbose)?),
+            System::Envoy => Proxy::Envoy(super::envoy::sidecar(&client, &services, verbose)?),
+        };
+        Ok(Self {
+            system,
+            proxy,
+            _servers: servers,
+            client,
+            server,
+            testbed,
+        })
+    }
+
+    /// Where the client connects to.
+    pub(super) fn address(&self, path: Path, port: Port) -> SocketAddr {
+        match self.system {
+            System::NoMesh => SocketAddr::new(self.server.ip4().into(), server_port(path, port)),
+            System::Ours | System::Envoy => service_address(&self.testbed, path, port),
+        }
+    }
+
+    /// CPU time used so far by everything of this stage, and by its parts.
+    pub(super) fn usage(&self) -> Result<Usage> {
+        let proxy = match &self.proxy {
+            Proxy::None => None,
+            Proxy::Agent(_) => Some(super::cpu::of_cgroup(
+                &self.testbed.cgroup().join(NODE_CGROUP_AGENT),
+            )?),
+            Proxy::Envoy(envoy) => Some(super::cpu::of_process(envoy.pid())?),
+        };
+        Ok(Usage {
+            all: super::cpu::of_cgroup(self.testbed.cgroup())?,
+            proxy: proxy.unwrap_or_default(),
+            server: super::cpu::of_cgroup(self.server.cgroup())?,
+        })
+    }
+
+    /// The proxy's process, if there is one.
+    pub(super) fn proxy_pid(&self) -> Option<u32> {
+        match &self.proxy {
+            Proxy::None => None,
+            Proxy::Agent(agent) => Some(agent.pid()),
+            Proxy::Envoy(envoy) => Some(envoy.pid()),
+        }
+    }
+}
+
+/// A path's services: each has an address of its own.
+fn services(testbed: &Testbed, server: &Pod) -> Vec<Service> {
+    let mut services = Vec::new();
+    for &path in Path::all() {
+        let handling = match path {
+            Path::L4Direct => Handling::Tcp,
+            Path::L4Agent => Handling::TcpIdle,
+            Path::L7Http1 => Handling::Http1,
+            Path::L7H2 | Path::L7Grpc => Handling::Http2,
+        };
+        let ports: &[Port] = match handling {
+            Handling::Tcp | Handling::TcpIdle => &[Port::Web, Port::Iperf, Port::Sockperf],
+            Handling::Http1 | Handling::Http2 => &[Port::Web],
+        };
+        services.extend(ports.iter().map(|&port| {
+            let address = service_address(testbed, path, port);
+            Service {
+                name: format!("{}_{}", path.name(), address.port()),
+                address,
+                handling,
+                server: SocketAddr::new(server.ip4().into(), server_port(path, port)),
+            }
+        }));
+    }
+    services
+}
+
+fn service_address(testbed: &Testbed, path: Path, port: Port) -> SocketAddr {
+    let port = match port {
+        Port::Web => 80,
+        Port::Iperf => servers::IPERF,
+        Port::Sockperf => servers::SOCKPERF,
+    };
+    SocketAddr::new(testbed.vip4(10 + path as u8).into(), port)
+}
+
+fn server_port(path: Path, port: Port) -> u16 {
+    match (port, path) {
+        (Port::Iperf, _) => servers::IPERF,
+        (Port::Sockperf, _) => servers::SOCKPERF,
+        (Port::Web, Path::L7H2) => servers::HTTP2,
+        (Port::Web, Path::L7Grpc) => servers::GRPC,
+        (Port::Web, _) => servers::HTTP1,
+    }
+}
+
+fn agent(
+    testbed: &Testbed,
+    client: &Pod,
+    services: &[Service],
+    verbose: bool,
+) -> Result<MeshAgent> {
+    let config = json!({
+        "workloads": [{ "name": "client", "netns": client.netns_path() }],
+        "static_resources": {
+            "listeners": services.iter().map(Service::listener).collect::<Vec<_>>(),
+            "clusters": services.iter().map(Service::cluster).collect::<Vec<_>>(),
+        },
+    });
+    if verbose {
+        println!("mesh-agent:\n{}", serde_json::to_string_pretty(&config)?);
+    }
+    MeshAgent::start(testbed, &config.to_string()).context("the agent cannot be measured")
+}

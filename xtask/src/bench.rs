@@ -1,0 +1,64 @@
+//! `cargo xtask bench`: builds everything as it is released and hands over to `mesh-testbed bench`,
+//! which has the pods.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args as ClapArgs;
+
+use crate::sh::{cargo, is_root, run as run_command, say, which};
+use crate::{apt, ebpf, envoy, workspace};
+
+/// Packages whose programs make the load, and lead Envoy's traffic to it.
+const TOOLS: [(&str, &str); 7] = [
+    ("ip", "iproute2"),
+    ("nginx", "nginx-light"),
+    ("wrk", "wrk"),
+    ("h2load", "nghttp2-client"),
+    ("iperf3", "iperf3"),
+    ("sockperf", "sockperf"),
+    ("iptables", "iptables"),
+];
+
+/// Flags of the benchmark.
+#[derive(Debug, ClapArgs)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Args {
+    /// What `mesh-testbed bench` understands: try --help.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if !is_root() {
+        bail!(
+            "the benchmark makes network namespaces and loads kernel programs; \
+             type: sudo -E env PATH=\"$PATH\" cargo xtask bench"
+        );
+    }
+    let missing: Vec<&str> = TOOLS
+        .iter()
+        .filter(|(program, _)| which(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    apt::ensure(&missing, "the benchmark")?;
+    ebpf::build()?;
+    say("mesh-agent and the testbed, release (the first time takes minutes)");
+    run_command(cargo().args([
+        "build",
+        "--release",
+        "--package=mesh-agent",
+        "--package=mesh-testbed",
+        "--bins",
+    ]))?;
+    let envoy = envoy::ensure().context("the benchmark compares with Envoy")?;
+    let programs = workspace::target_dir().join("release");
+    run_command(
+        Command::new(programs.join("mesh-testbed"))
+            .arg("bench")
+            .args(&args.args)
+            .env("MESH_AGENT_BIN", programs.join("mesh-agent"))
+            .env("MESH_TESTBED_BIN", programs.join("mesh-testbed"))
+            .env("ENVOY_BIN", envoy),
+    )
+}
