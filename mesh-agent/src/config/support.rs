@@ -58,10 +58,10 @@ const UNDERSTOOD: &[Entry] = &[
          generate_request_id preserve_external_request_id always_set_request_id_in_response \
          upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action \
          strip_matching_host_port \
-         strip_any_host_port via",
+         strip_any_host_port via internal_address_config",
         "stat_prefix access_log access_log_options tracing \
          forward_client_cert_details set_current_client_cert_details proxy_100_continue \
-         internal_address_config request_id_extension stream_error_on_invalid_http_message",
+         request_id_extension stream_error_on_invalid_http_message",
     ),
     (
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
@@ -75,7 +75,8 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.config.core.v3.HttpProtocolOptions",
-        "idle_timeout max_connection_duration max_headers_count max_requests_per_connection",
+        "idle_timeout max_connection_duration max_headers_count max_requests_per_connection \
+         max_stream_duration",
         "",
     ),
     (
@@ -101,13 +102,16 @@ const UNDERSTOOD: &[Entry] = &[
         "envoy.config.route.v3.VirtualHost",
         "name domains routes request_headers_to_add request_headers_to_remove \
          response_headers_to_add response_headers_to_remove require_tls \
-         include_request_attempt_count include_attempt_count_in_response",
+         include_request_attempt_count include_attempt_count_in_response retry_policy \
+         include_is_timeout_retry_header per_request_buffer_limit_bytes \
+         request_body_buffer_limit",
         "metadata virtual_clusters",
     ),
     (
         "envoy.config.route.v3.Route",
         "name match route redirect direct_response request_headers_to_add \
-         request_headers_to_remove response_headers_to_add response_headers_to_remove",
+         request_headers_to_remove response_headers_to_add response_headers_to_remove \
+         per_request_buffer_limit_bytes request_body_buffer_limit",
         "metadata decorator stat_prefix tracing",
     ),
     (
@@ -120,7 +124,15 @@ const UNDERSTOOD: &[Entry] = &[
         "envoy.config.route.v3.RouteAction",
         "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite \
          regex_rewrite host_rewrite_literal auto_host_rewrite host_rewrite_header \
-         append_x_forwarded_host timeout idle_timeout upgrade_configs",
+         append_x_forwarded_host timeout idle_timeout upgrade_configs priority retry_policy \
+         max_stream_duration",
+        "",
+    ),
+    (
+        "envoy.config.route.v3.RetryPolicy",
+        "retry_on num_retries per_try_timeout per_try_idle_timeout retry_priority \
+         retry_host_predicate host_selection_retry_max_attempts retriable_status_codes \
+         retry_back_off rate_limited_retry_back_off retriable_headers retriable_request_headers",
         "",
     ),
     (
@@ -158,7 +170,7 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.config.cluster.v3.CircuitBreakers.Thresholds",
-        "priority max_connections max_pending_requests max_requests max_retries",
+        "priority max_connections max_pending_requests max_requests max_retries retry_budget",
         "track_remaining",
     ),
     (

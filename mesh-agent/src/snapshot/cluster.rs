@@ -9,6 +9,7 @@ use crate::config::model::cluster::Cluster;
 use crate::config::model::endpoint::{Health, LoadAssignment, Locality};
 
 use super::balancer::Balancer;
+use super::breakers::{ByPriority, Resources};
 
 /// A cluster as one snapshot sees it.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct ClusterView {
     pub balancer: Balancer,
     /// Whether endpoints were ever delivered: an EDS cluster waits for them.
     pub warmed: bool,
+    /// What may be in use at once.
+    pub breakers: ByPriority,
     /// Counters that outlive this snapshot.
     pub state: Arc<ClusterState>,
 }
@@ -60,6 +63,8 @@ pub struct ClusterState {
     pub name: Name,
     /// Gauges and counters, named as Envoy's cluster statistics.
     pub stats: ClusterStats,
+    /// What circuit breakers count.
+    pub resources: Resources,
 }
 
 impl ClusterState {
@@ -68,6 +73,7 @@ impl ClusterState {
         Self {
             name,
             stats: ClusterStats::default(),
+            resources: Resources::default(),
         }
     }
 }
@@ -99,6 +105,26 @@ pub struct ClusterStats {
     pub upstream_rq_timeout: AtomicU64,
     /// Requests refused by the circuit breaker.
     pub upstream_rq_pending_overflow: AtomicU64,
+    /// Attempts that took too long.
+    pub upstream_rq_per_try_timeout: AtomicU64,
+    /// Attempts that stood still for too long.
+    pub upstream_rq_per_try_idle_timeout: AtomicU64,
+    /// Retries.
+    pub upstream_rq_retry: AtomicU64,
+    /// Requests whose retries helped.
+    pub upstream_rq_retry_success: AtomicU64,
+    /// Retries refused by the circuit breaker.
+    pub upstream_rq_retry_overflow: AtomicU64,
+    /// Requests whose number of retries was used up.
+    pub upstream_rq_retry_limit_exceeded: AtomicU64,
+    /// Retries after a growing time.
+    pub upstream_rq_retry_backoff_exponential: AtomicU64,
+    /// Retries when the upstream said so.
+    pub upstream_rq_retry_backoff_ratelimited: AtomicU64,
+    /// Requests whose body was too large to keep.
+    pub retry_or_shadow_abandoned: AtomicU64,
+    /// Responses that were retried, by class.
+    pub retry_upstream_rq_xx: [AtomicU64; 6],
     /// Responses by class: index 1 is 1xx.
     pub upstream_rq_xx: [AtomicU64; 6],
     /// Requests or connections that found no healthy endpoint.

@@ -12,6 +12,7 @@ use crate::config::model::{Address, Name};
 use crate::store::ResourceSet;
 
 use super::balancer::{Balancer, Settings};
+use super::breakers::ByPriority;
 use super::cluster::{ClusterState, ClusterView, Host, HostState};
 use super::{OutboundListeners, Snapshot, View, ViewId};
 
@@ -168,6 +169,7 @@ fn compile_cluster(
     Arc::new(ClusterView {
         config: config.clone(),
         assignment: assignment.cloned(),
+        breakers: ByPriority::new(&config.circuit_breakers, &state.resources),
         balancer: Balancer::new(&priorities, &settings),
         priorities,
         warmed: assignment.is_some() || matches!(config.discovery, Discovery::OriginalDst(_)),

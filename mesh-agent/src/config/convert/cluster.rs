@@ -19,7 +19,7 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_optio
 
 use crate::config::model::cluster::{
     CircuitBreakers, Cluster, Discovery, DnsLookupFamily, DnsOptions, Http2Options, LbPolicy,
-    OriginalDst, TcpKeepalive, Thresholds, UpstreamProtocol, UpstreamTransport,
+    OriginalDst, RetryBudget, TcpKeepalive, Thresholds, UpstreamProtocol, UpstreamTransport,
 };
 use crate::config::model::endpoint::LoadAssignment;
 
@@ -435,6 +435,10 @@ fn circuit_breakers(
             max_pending_requests: limit(&limits.max_pending_requests, default.max_pending_requests),
             max_requests: limit(&limits.max_requests, default.max_requests),
             max_retries: limit(&limits.max_retries, default.max_retries),
+            retry_budget: limits.retry_budget.as_ref().map(|budget| RetryBudget {
+                percent: budget.budget_percent.map_or(20.0, |percent| percent.value),
+                min_concurrency: limit(&budget.min_retry_concurrency, 3),
+            }),
             configured: true,
         };
     }

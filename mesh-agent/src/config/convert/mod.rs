@@ -10,6 +10,7 @@ mod headers;
 mod inspectors;
 mod listener;
 mod matcher;
+mod retry;
 mod route;
 
 use std::time::Duration;

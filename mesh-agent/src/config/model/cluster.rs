@@ -156,7 +156,7 @@ pub struct Http2Options {
 }
 
 /// Envoy's circuit breakers; the defaults are Envoy's.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct CircuitBreakers {
     /// Thresholds of the default priority.
     pub default: Thresholds,
@@ -166,8 +166,27 @@ pub struct CircuitBreakers {
     pub max_connections_per_endpoint: Option<u32>,
 }
 
+/// Envoy's `RetryBudget`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RetryBudget {
+    /// Retries may be that share of the requests in flight (default 20).
+    pub percent: f64,
+    /// So many retries are always allowed (default 3).
+    pub min_concurrency: u32,
+}
+
+/// Envoy's `RoutingPriority`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RoutingPriority {
+    /// What routes have that say nothing.
+    #[default]
+    Default,
+    /// Routes of high priority.
+    High,
+}
+
 /// Limits of one priority.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Thresholds {
     /// Most connections (default 1024).
     pub max_connections: u32,
@@ -177,6 +196,8 @@ pub struct Thresholds {
     pub max_requests: u32,
     /// Most active retries (default 3).
     pub max_retries: u32,
+    /// Limits retries by what is in flight, instead of `max_retries`.
+    pub retry_budget: Option<RetryBudget>,
     /// Whether any was configured: limits that only the agent can enforce keep a service from
     /// being balanced in the kernel.
     pub configured: bool,
@@ -189,6 +210,7 @@ impl Default for Thresholds {
             max_pending_requests: 1024,
             max_requests: 1024,
             max_retries: 3,
+            retry_budget: None,
             configured: false,
         }
     }
