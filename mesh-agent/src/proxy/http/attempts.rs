@@ -38,6 +38,10 @@ pub(super) struct Attempts<'a> {
 }
 
 /// How an attempt went.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one of them, for a moment"
+)]
 enum Outcome {
     Answered(Answer),
     Failed(Failure),
