@@ -30,7 +30,7 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.config.listener.v3.FilterChain",
-        "filter_chain_match filters name",
+        "filter_chain_match filters name transport_socket",
         "metadata transport_socket_connect_timeout",
     ),
     (
@@ -159,7 +159,7 @@ const UNDERSTOOD: &[Entry] = &[
     (
         "envoy.config.cluster.v3.Cluster",
         "name type cluster_type eds_cluster_config connect_timeout lb_policy load_assignment \
-         max_requests_per_connection circuit_breakers common_http_protocol_options filters \
+         max_requests_per_connection circuit_breakers common_http_protocol_options filters transport_socket transport_socket_matches \
          http2_protocol_options typed_extension_protocol_options dns_refresh_rate \
          respect_dns_ttl dns_lookup_family upstream_bind_config common_lb_config \
          upstream_connection_options close_connections_on_host_health_failure \
@@ -223,6 +223,54 @@ const UNDERSTOOD: &[Entry] = &[
     (
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "common_http_protocol_options explicit_http_config use_downstream_protocol_config",
+        "",
+    ),
+    (
+        "envoy.config.core.v3.TransportSocket",
+        "name typed_config",
+        "",
+    ),
+    (
+        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "common_tls_context sni",
+        "max_session_keys allow_renegotiation enforce_rsa_key_usage",
+    ),
+    (
+        "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        "common_tls_context require_client_certificate",
+        "session_ticket_keys disable_stateless_session_resumption \
+         disable_stateful_session_resumption session_timeout prefer_client_ciphers",
+    ),
+    (
+        "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext",
+        "tls_params tls_certificates tls_certificate_sds_secret_configs alpn_protocols \
+         validation_context validation_context_sds_secret_config combined_validation_context",
+        "",
+    ),
+    (
+        "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.\
+         CombinedCertificateValidationContext",
+        "default_validation_context validation_context_sds_secret_config",
+        "",
+    ),
+    (
+        "envoy.extensions.transport_sockets.tls.v3.TlsParameters",
+        "tls_minimum_protocol_version tls_maximum_protocol_version cipher_suites",
+        "ecdh_curves",
+    ),
+    (
+        "envoy.extensions.transport_sockets.tls.v3.TlsCertificate",
+        "certificate_chain private_key",
+        "",
+    ),
+    (
+        "envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext",
+        "trusted_ca match_typed_subject_alt_names match_subject_alt_names crl",
+        "",
+    ),
+    (
+        "envoy.config.core.v3.DataSource",
+        "filename inline_bytes inline_string",
         "",
     ),
     (

@@ -10,6 +10,7 @@ use http::HeaderMap;
 
 use crate::balance::edf::Edf;
 use crate::config::model::cluster::{Discovery, LbPolicy, OriginalDst};
+use crate::config::model::tls::UpstreamTransport;
 use crate::snapshot::ClusterView;
 use crate::snapshot::balancer::Pool;
 use crate::snapshot::cluster::{ClusterState, Host};
@@ -31,6 +32,16 @@ impl Target {
         match self {
             Self::Host(host) => host.address,
             Self::Original(address) => *address,
+        }
+    }
+}
+
+impl Target {
+    /// How connections to it are secured.
+    pub(super) fn transport<'a>(&'a self, cluster: &'a ClusterView) -> &'a UpstreamTransport {
+        match self {
+            Self::Host(host) => &host.transport,
+            Self::Original(_) => &cluster.transport,
         }
     }
 }

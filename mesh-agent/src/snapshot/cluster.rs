@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU64;
 use crate::config::model::Name;
 use crate::config::model::cluster::Cluster;
 use crate::config::model::endpoint::{Health, LoadAssignment, Locality};
+use crate::config::model::tls::UpstreamTransport;
 
 use super::balancer::Balancer;
 use super::breakers::{ByPriority, Resources};
@@ -22,6 +23,8 @@ pub struct ClusterView {
     pub priorities: Vec<Vec<Arc<Host>>>,
     /// Chooses among them.
     pub balancer: Balancer,
+    /// How connections to addresses that are no endpoints are secured (ORIGINAL_DST).
+    pub transport: UpstreamTransport,
     /// Whether endpoints were ever delivered: an EDS cluster waits for them.
     pub warmed: bool,
     /// What may be in use at once.
@@ -52,6 +55,8 @@ pub struct Host {
     pub locality_weight: Option<u32>,
     /// What the control plane says of it.
     pub health: Health,
+    /// How its connections are secured.
+    pub transport: UpstreamTransport,
     /// Counters that outlive this snapshot.
     pub state: Arc<HostState>,
 }

@@ -12,6 +12,7 @@ mod listener;
 mod matcher;
 mod retry;
 mod route;
+mod tls;
 
 use std::time::Duration;
 

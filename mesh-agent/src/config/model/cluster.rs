@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Name;
 use super::endpoint::LoadAssignment;
+use super::tls::{TransportMatch, UpstreamTransport};
 
 /// An Envoy cluster.
 #[derive(Debug, Clone)]
@@ -37,16 +38,11 @@ pub struct Cluster {
     pub source_addresses: Arc<[IpAddr]>,
     /// Upstream connections are encrypted like this.
     pub transport: UpstreamTransport,
+    /// Endpoints with such metadata have another transport; the first match counts.
+    pub transport_matches: Vec<TransportMatch>,
     /// Connections to an endpoint that leaves the cluster are closed at once instead of when
     /// they end by themselves.
     pub close_connections_on_host_removal: bool,
-}
-
-/// How an upstream connection is secured.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum UpstreamTransport {
-    /// No TLS.
-    Plain,
 }
 
 /// Envoy's discovery types.

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::Name;
 use super::route::{RouteConfiguration, WeightedCluster};
+use super::tls::DownstreamTransport;
 
 /// An Envoy listener.
 ///
@@ -195,13 +196,6 @@ pub enum Terminal {
     Tcp(Arc<TcpProxy>),
     /// `envoy.filters.network.http_connection_manager`
     Http(Arc<HttpConnectionManager>),
-}
-
-/// How the downstream connection is secured.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DownstreamTransport {
-    /// No TLS terminated here.
-    Plain,
 }
 
 /// Envoy's `TcpProxy`.

@@ -13,6 +13,7 @@ pub mod listener;
 pub mod matcher;
 pub mod retry;
 pub mod route;
+pub mod tls;
 pub mod workload;
 
 use std::fmt;

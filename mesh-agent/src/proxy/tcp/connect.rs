@@ -47,7 +47,12 @@ pub(in crate::proxy) async fn connect(
         count(&host.state.cx_total);
     }
     let options = Options::from(&*cluster.config);
-    match upstream::connect(&caught.pod, target.address(), &options).await {
+    let connected = if target.transport(cluster).is_plain() {
+        upstream::connect(&caught.pod, target.address(), &options).await
+    } else {
+        Err(io::Error::other("the pod has no certificate for TLS yet"))
+    };
+    match connected {
         Ok(stream) => Ok((stream, open)),
         Err(error) => {
             count(&stats.upstream_cx_connect_fail);

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use crate::config::model::endpoint::Locality;
 
+use crate::config::model::tls::UpstreamTransport;
+
 use super::*;
 
 const SETTINGS: Settings = Settings {
@@ -39,6 +41,7 @@ fn placed(
         }),
         locality_weight,
         health,
+        transport: UpstreamTransport::Plain,
         state: Arc::default(),
     })
 }
