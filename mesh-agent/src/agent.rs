@@ -22,6 +22,7 @@ use crate::source::dns::{self, DnsSource, DnsStats, Queries, Resolver};
 use crate::source::file::{self, Loaded, ReloadStatus};
 use crate::source::xds::{Published, Sight, Views};
 use crate::store::ResourceSet;
+use crate::telemetry::Telemetry;
 use crate::workload::{Manager, Netns, WorkloadState};
 
 /// How often namespaces are looked at and the kernel is told that the agent lives.
@@ -62,6 +63,9 @@ struct Agent {
     datapath: Datapath,
     proxy: Proxy,
     manager: Manager,
+    telemetry: Telemetry,
+    /// Changes of the manager's pods that telemetry knows of.
+    pods_known: u64,
     ready: watch::Sender<bool>,
     /// What an agent before this one left in the kernel is still as it was.
     inheriting: bool,
@@ -105,6 +109,11 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
     let concurrency = args.concurrency.map_or(cores, std::num::NonZero::get);
     let proxy = Proxy::start(concurrency, snapshots.clone(), datapath.original_dst())
         .context("cannot start the proxy workers")?;
+    let events = datapath
+        .events()
+        .context("the connection records have a reader")?;
+    let telemetry = Telemetry::start(snapshots.clone(), events)
+        .context("cannot start the reader of connection records")?;
     let inherited = datapath.inherited_pod();
     let mut agent = Agent {
         args: args.clone(),
@@ -119,6 +128,8 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         datapath,
         proxy,
         manager: Manager::starting_after(inherited),
+        telemetry,
+        pods_known: 0,
         inheriting: true,
         applied: Applied::default(),
         ready,
@@ -221,6 +232,10 @@ impl Agent {
         if self.configured() && !self.inheriting {
             self.manager
                 .reconcile(snapshot, &mut self.datapath, &self.proxy);
+            if self.pods_known != self.manager.changes() {
+                self.pods_known = self.manager.changes();
+                self.telemetry.know(self.manager.known_pods());
+            }
         }
     }
 
@@ -271,6 +286,7 @@ impl Agent {
             tracing::error!(%error, "the kernel takes the agent for dead");
         }
         self.datapath.sweep();
+        self.telemetry.denied(&self.datapath.take_denied());
         if self.inheriting {
             self.apply();
             self.tell_ready();
@@ -362,6 +378,7 @@ impl StateHolder<'_> {
             datapath: &agent.datapath,
             workloads: agent.manager.status(),
             proxy: agent.proxy.stats(),
+            telemetry: &agent.telemetry,
             dns: &agent.dns_stats,
         };
         debug_assert!(

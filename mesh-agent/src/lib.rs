@@ -14,4 +14,5 @@ pub mod proxy;
 pub mod snapshot;
 pub mod source;
 pub mod store;
+pub mod telemetry;
 pub mod workload;

@@ -3,8 +3,8 @@
 use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::{
-    Addr, Backend, CidrKey, Conns, ConnsKey, Control, InboundPod, ListenKey, OrigKey, OriginalDst,
-    Pod, PortKey, Service, ServiceKey, ServiceState, Slot, SlotKey,
+    Addr, Backend, CidrKey, Conns, ConnsKey, Control, DeniedKey, InboundPod, ListenKey, OrigKey,
+    OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, Slot, SlotKey,
 };
 
 macro_rules! plain_old_data {
@@ -24,6 +24,7 @@ plain_old_data!(
     Conns,
     ConnsKey,
     Control,
+    DeniedKey,
     InboundPod,
     ListenKey,
     OrigKey,

@@ -26,6 +26,8 @@ pub struct SkState {
     pub backend_id: u32,
     /// Zero.
     pub pad: u32,
+    /// Bytes received when the peer had acknowledged our FIN.
+    pub fin_wait_bytes: u64,
 }
 
 /// Bits of [`SkState::flags`].
@@ -42,6 +44,8 @@ pub mod sk_flags {
     pub const IN_SERVICE: u16 = 1 << 4;
     /// The first packet has left: TCP will say when the connection ends.
     pub const STARTED: u16 = 1 << 5;
+    /// The application closed its last descriptor.
+    pub const LEFT: u16 = 1 << 6;
     /// Whatever must be released.
     pub const RESERVED: u16 = IN_CLUSTER | IN_BACKEND | IN_SERVICE;
 }

@@ -48,11 +48,13 @@ pub enum Counter {
     InboundPass = 14,
     /// sk_lookup: the agent is down and the pod is fail-closed.
     InboundRefused = 15,
+    /// sockops: the record of a connection found no room in the ring buffer.
+    EventLost = 16,
 }
 
 impl Counter {
     /// How many there are.
-    pub const COUNT: u32 = 16;
+    pub const COUNT: u32 = 17;
 
     /// Names for metrics, by index.
     pub const NAMES: [&'static str; Self::COUNT as usize] = [
@@ -72,5 +74,6 @@ impl Counter {
         "inbound_steered",
         "inbound_pass",
         "inbound_refused",
+        "event_lost",
     ];
 }

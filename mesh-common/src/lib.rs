@@ -11,6 +11,7 @@ mod address;
 mod agent;
 mod connection;
 mod control;
+mod event;
 mod listen;
 mod pod;
 mod service;
@@ -18,6 +19,7 @@ mod service;
 pub use address::Addr;
 pub use connection::{Conns, ConnsKey, OrigKey, OriginalDst, SkState, sk_flags};
 pub use control::{Control, Counter};
+pub use event::{DeniedKey, End, Event, EventKind};
 pub use listen::{InboundPod, ListenKey, ListenKind};
 pub use pod::{CaptureAction, CidrKey, Direction, Pod, PodFlags, PortKey};
 pub use service::{
@@ -26,7 +28,7 @@ pub use service::{
 };
 
 /// Version of all layouts in this crate.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Istio's port for connections pods make.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -67,6 +69,10 @@ pub mod capacity {
     pub const CIDRS: u32 = 65_536;
     /// Captured or excluded ports over all capture settings.
     pub const PORTS: u32 = 65_536;
+    /// Bytes of records that wait for the agent.
+    pub const EVENT_BYTES: u32 = 4 << 20;
+    /// Kinds of refused connects that wait for the agent.
+    pub const DENIED: u32 = 4096;
     /// Listener sockets.
     pub const LISTENERS: u32 = 16384;
 }

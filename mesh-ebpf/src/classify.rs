@@ -14,7 +14,7 @@ use mesh_common::{
 
 use crate::atomic::{add, fetch_add};
 use crate::maps::{BACK, CTRL, SLOTS, SVC, SVC_STATE, count};
-use crate::{capture, reserve};
+use crate::{capture, events, reserve};
 
 /// What the connect hook must do.
 pub(crate) enum Outcome {
@@ -65,7 +65,7 @@ pub(crate) fn classify(ctx: &SockAddrContext, pod: &Pod, state: &mut SkState) ->
         return direct(service, state);
     }
     if service.verdict != Verdict::Agent as u8 {
-        return refuse(service, Counter::Deny);
+        return refuse(service, state, Counter::Deny);
     }
     let heartbeat_ns = control.map_or(0, |control| control.heartbeat_ns);
     if agent_listens(ctx, &addr, heartbeat_ns) {
@@ -74,7 +74,7 @@ pub(crate) fn classify(ctx: &SockAddrContext, pod: &Pod, state: &mut SkState) ->
         return Outcome::Rewrite(agent_address(&addr), OUTBOUND_PORT);
     }
     if service.flags & ServiceFlags::FAIL_OPEN == 0 {
-        return refuse(service, Counter::AgentDown);
+        return refuse(service, state, Counter::AgentDown);
     }
     count(Counter::FailOpen);
     if service.slots == 0 {
@@ -93,11 +93,12 @@ fn is_own(pod: &Pod, addr: &Addr) -> bool {
 }
 
 #[inline(always)]
-fn refuse(service: &Service, why: Counter) -> Outcome {
+fn refuse(service: &Service, state: &SkState, why: Counter) -> Outcome {
     if let Some(counters) = SVC_STATE.get_ptr_mut(service.svc_id) {
         // SAFETY: a live, aligned map value.
         unsafe { add(&raw mut (*counters).refused, 1) };
     }
+    events::denied(state, why);
     count(why);
     Outcome::Refuse
 }
@@ -135,10 +136,10 @@ fn find<'a>(view_id: u32, addr: &Addr, port: u16) -> Option<&'a Service> {
 #[inline(always)]
 fn direct(service: &Service, state: &mut SkState) -> Outcome {
     let Some((slot, backend)) = pick(service) else {
-        return refuse(service, Counter::NoBackend);
+        return refuse(service, state, Counter::NoBackend);
     };
     if !reserve::take(state, slot) {
-        return refuse(service, Counter::Overflow);
+        return refuse(service, state, Counter::Overflow);
     }
     state.flags |= sk_flags::DIRECT;
     count(Counter::Direct);

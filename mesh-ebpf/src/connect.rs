@@ -84,6 +84,7 @@ fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
         svc_id: 0,
         backend_id: 0,
         pad: 0,
+        fin_wait_bytes: 0,
     };
     let outcome = classify(ctx, pod, &mut state);
     match outcome {

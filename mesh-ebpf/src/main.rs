@@ -13,6 +13,7 @@ mod capture;
 mod classify;
 mod config;
 mod connect;
+mod events;
 mod maps;
 mod name;
 mod reserve;

@@ -3,10 +3,11 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockHash};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash};
 use mesh_common::{
-    Addr, Backend, CidrKey, Conns, ConnsKey, Control, Counter, InboundPod, ListenKey, OrigKey,
-    OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, SkState, Slot, SlotKey, capacity,
+    Addr, Backend, CidrKey, Conns, ConnsKey, Control, Counter, DeniedKey, InboundPod, ListenKey,
+    OrigKey, OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, SkState, Slot, SlotKey,
+    capacity,
 };
 
 /// netns cookie -> enrolled pod
@@ -74,6 +75,15 @@ pub(crate) static CTRL: Array<Control> = Array::with_max_entries(1, 0);
 /// ways out of the hooks
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+
+/// records of connections
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENT_BYTES, 0);
+
+/// refused connects -> how many
+#[map]
+pub(crate) static DENIED: LruHashMap<DeniedKey, u64> =
+    LruHashMap::with_max_entries(capacity::DENIED, 0);
 
 /// Counts a way out.
 #[inline(always)]

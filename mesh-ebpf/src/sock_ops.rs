@@ -13,18 +13,18 @@ use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::debug;
 use mesh_common::{Addr, OrigKey, OriginalDst, sk_flags};
 
+use crate::events::tcp;
 use crate::maps::ORIG;
-use crate::{reserve, sk_state};
+use crate::{events, reserve, sk_state};
 
 const DONE: u32 = 1;
 const AF_INET: u32 = 2;
-const TCP_CLOSE: u32 = 7;
 
 #[sock_ops]
 pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
-        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == TCP_CLOSE => closed(&ctx),
+        BPF_SOCK_OPS_STATE_CB => changed(&ctx),
         _ => {}
     }
     DONE
@@ -96,10 +96,29 @@ fn connecting(ctx: &SockOpsContext) {
 }
 
 #[inline(always)]
-fn closed(ctx: &SockOpsContext) {
+fn changed(ctx: &SockOpsContext) {
     let Some(sk) = socket(ctx) else { return };
-    if let Some(connection) = sk_state::of_connection(sk, sk_state::multipath(sk)) {
-        connection.flags &= !sk_flags::STARTED;
-        reserve::release(connection);
+    let Some(connection) = sk_state::of_connection(sk, sk_state::multipath(sk)) else {
+        return;
+    };
+    let (before, now) = (ctx.arg(0), ctx.arg(1));
+    match now {
+        tcp::ESTABLISHED if before == tcp::SYN_SENT => {
+            if connection.flags & sk_flags::DIRECT != 0 {
+                events::opened(ctx, connection);
+            }
+        }
+        tcp::FIN_WAIT2 if before == tcp::FIN_WAIT1 => {
+            connection.fin_wait_bytes = events::received(ctx);
+        }
+        tcp::CLOSE => {
+            if connection.flags & sk_flags::DIRECT != 0 && connection.flags & sk_flags::STARTED != 0
+            {
+                events::ended(ctx, connection, before);
+            }
+            connection.flags &= !sk_flags::STARTED;
+            reserve::release(connection);
+        }
+        _ => {}
     }
 }

@@ -19,8 +19,10 @@ pub fn mesh_sock_release(ctx: SockContext) -> i32 {
     if let Some(state) = sk_state::get(ctx.sock) {
         // SAFETY: the hook's own socket.
         let tcp_state = unsafe { core::ptr::read_volatile(&raw const (*ctx.sock).state) };
-        if tcp_state == TCP_CLOSE && state.flags & sk_flags::RESERVED != 0 {
+        if tcp_state == TCP_CLOSE {
             reserve::release(state);
+        } else {
+            state.flags |= sk_flags::LEFT;
         }
     }
     DONE

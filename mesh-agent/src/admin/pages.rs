@@ -17,6 +17,7 @@ use crate::source::dns::DnsStats;
 use crate::source::file::Reloads;
 use crate::source::xds::Published;
 use crate::store::ResourceSet;
+use crate::telemetry::Telemetry;
 use crate::workload::WorkloadStatus;
 
 use super::config_dump::{Sources, config_dump};
@@ -124,6 +125,8 @@ pub struct State<'a> {
     pub workloads: Vec<WorkloadStatus>,
     /// The proxy's counters.
     pub proxy: &'a ProxyStats,
+    /// What became of connections.
+    pub telemetry: &'a Telemetry,
     /// The name source's counters.
     pub dns: &'a DnsStats,
 }
@@ -519,6 +522,7 @@ impl State<'_> {
                 .collect();
             family(&format!("envoy_cluster_{name}"), kind, samples);
         }
+        self.telemetry.prometheus(&mut out);
         out
     }
 }

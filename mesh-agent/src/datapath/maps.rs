@@ -2,7 +2,7 @@
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::LpmTrie;
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, SockHash};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf, SockHash};
 use mesh_common::{
     Addr, Backend, CidrKey, Conns, ConnsKey, Control, InboundPod, ListenKey, Pod, PortKey, Service,
     ServiceKey, ServiceState, Slot, SlotKey,
@@ -32,6 +32,9 @@ pub(super) struct PodMaps {
 pub(super) struct NodeMaps {
     pub(super) control: Array<MapData, Control>,
     pub(super) counters: PerCpuArray<MapData, u64>,
+    pub(super) denied: Map,
+    /// Until somebody reads them.
+    pub(super) events: Option<RingBuf<MapData>>,
 }
 
 /// Takes the maps out of the loaded object; the last one hands over original destinations and is
@@ -64,6 +67,10 @@ pub(super) fn take(
     let node = NodeMaps {
         control: map!("CTRL"),
         counters: map!("COUNTERS"),
+        denied: ebpf
+            .take_map("DENIED")
+            .ok_or(DatapathError::Missing("map DENIED"))?,
+        events: Some(map!("EVENTS")),
     };
     let Some(Map::LruHashMap(orig)) = ebpf.take_map("ORIG") else {
         return Err(DatapathError::Missing("map ORIG"));

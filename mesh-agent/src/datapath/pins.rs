@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 use aya::maps::MapInfo;
 use aya::programs::links::FdLink;
 use mesh_common::{
-    Addr, Backend, CidrKey, Conns, ConnsKey, Control, InboundPod, LAYOUT_VERSION, ListenKey,
-    OrigKey, OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, SkState, Slot, SlotKey,
+    Addr, Backend, CidrKey, Conns, ConnsKey, Control, DeniedKey, InboundPod, LAYOUT_VERSION,
+    ListenKey, OrigKey, OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, SkState,
+    Slot, SlotKey,
 };
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -26,7 +27,7 @@ use super::DatapathError;
 use super::link::{link_update, open_pin};
 
 /// Maps that are pinned, with the sizes of their keys and values.
-const MAPS: [(&str, usize, usize); 14] = [
+const MAPS: [(&str, usize, usize); 16] = [
     ("PODS", size_of::<u64>(), size_of::<Pod>()),
     ("IN_PODS", size_of::<Addr>(), size_of::<InboundPod>()),
     ("LISTEN", size_of::<ListenKey>(), size_of::<u32>()),
@@ -42,6 +43,9 @@ const MAPS: [(&str, usize, usize); 14] = [
     ("ORIG", size_of::<OrigKey>(), size_of::<OriginalDst>()),
     ("CTRL", size_of::<u32>(), size_of::<Control>()),
     ("COUNTERS", size_of::<u32>(), size_of::<u64>()),
+    ("DENIED", size_of::<DeniedKey>(), size_of::<u64>()),
+    // A ring buffer has neither.
+    ("EVENTS", 0, 0),
 ];
 
 /// Why nothing can be pinned.

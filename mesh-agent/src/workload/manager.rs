@@ -10,6 +10,7 @@ use crate::config::model::workload::{Capture, Workload};
 use crate::datapath::{Datapath, DatapathError, Enrolment};
 use crate::proxy::Proxy;
 use crate::snapshot::{Snapshot, ViewId};
+use crate::telemetry::KnownPod;
 
 use super::listeners::{ListenError, listen};
 use super::status::{WorkloadState, WorkloadStatus};
@@ -22,6 +23,8 @@ use super::{Netns, Pod, PodId};
 pub struct Manager {
     entries: HashMap<Name, Entry>,
     last_pod_id: u32,
+    /// Grows when a pod comes, goes or has other addresses.
+    changes: u64,
 }
 
 /// A configured workload and how far its enrolment got.
@@ -138,6 +141,7 @@ impl Manager {
                     match enrol(&entry.workload, next, snapshot, datapath, proxy) {
                         Ok(enrolled) => {
                             self.last_pod_id = next.0;
+                            self.changes += 1;
                             tracing::info!(
                                 pod = %key,
                                 netns_cookie = enrolled.pod.netns.cookie(),
@@ -156,7 +160,9 @@ impl Manager {
                     }
                 }
                 State::Enrolled(enrolled) => {
-                    enrolled.refresh(&entry.workload, snapshot, datapath);
+                    if enrolled.refresh(&entry.workload, snapshot, datapath) {
+                        self.changes += 1;
+                    }
                 }
             }
         }
@@ -175,6 +181,26 @@ impl Manager {
         views.sort_unstable();
         views.dedup();
         views
+    }
+
+    /// Grows whenever [`Self::known_pods`] has something new to say.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Enrolled pods, for metrics.
+    pub fn known_pods(&self) -> Vec<KnownPod> {
+        self.entries
+            .values()
+            .filter_map(|entry| match &entry.state {
+                State::Enrolled(enrolled) => Some(KnownPod {
+                    netns_cookie: enrolled.pod.netns.cookie(),
+                    workload: entry.workload.clone(),
+                    ips: enrolled.ips.clone(),
+                }),
+                State::Waiting { .. } => None,
+            })
+            .collect()
     }
 
     /// Lets all pods go.
@@ -313,15 +339,21 @@ fn enrol(
 }
 
 impl Enrolled {
-    /// Follows changes of addresses, capture settings and configuration.
-    fn refresh(&mut self, workload: &Workload, snapshot: &Snapshot, datapath: &mut Datapath) {
+    /// Follows changes of addresses, capture settings and configuration. Says whether there were
+    /// any.
+    fn refresh(
+        &mut self,
+        workload: &Workload,
+        snapshot: &Snapshot,
+        datapath: &mut Datapath,
+    ) -> bool {
         if self.addresses.changed()
             && let Ok(ips) = self.pod.netns.addresses()
         {
             self.ips = ips;
         }
         if self.told == self.wanted(workload, snapshot) && self.problem.is_none() {
-            return;
+            return false;
         }
         let result = self.tell(workload, snapshot, datapath);
         let problem = result.err().map(|error| error.to_string());
@@ -331,6 +363,7 @@ impl Enrolled {
             }
             self.problem = problem;
         }
+        true
     }
 
     fn wanted(&self, workload: &Workload, snapshot: &Snapshot) -> Told {

@@ -1,7 +1,5 @@
 //! Load assignments.
 
-use std::sync::Arc;
-
 use envoy_types::pb::envoy::config::core::v3::HealthStatus;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
@@ -10,7 +8,7 @@ use crate::config::model::endpoint::{
     Endpoint, Health, LoadAssignment, Locality, LocalityEndpoints,
 };
 
-use super::{Converted, Problems, address, tls};
+use super::{Converted, Problems, address};
 
 /// Envoy's default overprovisioning factor, in percent.
 const OVERPROVISIONING: u32 = 140;
@@ -144,6 +142,5 @@ fn endpoint(
             Ok(HealthStatus::Degraded) => Health::Degraded,
             _ => Health::Healthy,
         },
-        transport_metadata: Arc::new(tls::match_metadata(message.metadata.as_ref())),
     })
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::tls::Metadata;
 use super::{Address, Name};
 
 /// Envoy's `ClusterLoadAssignment`.
@@ -53,8 +52,6 @@ pub struct Endpoint {
     pub weight: u32,
     /// What the control plane says of it.
     pub health: Health,
-    /// What its transport is chosen by (`envoy.transport_socket_match`).
-    pub transport_metadata: Arc<Metadata>,
 }
 
 /// Envoy's `HealthStatus`, folded to what load balancing does with it.

@@ -130,8 +130,6 @@ pub enum HeaderKey {
     Authority,
     /// `:scheme`
     Scheme,
-    /// `:status` of a response.
-    Status,
     /// A regular header.
     Header(HeaderName),
 }

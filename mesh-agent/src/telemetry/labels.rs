@@ -1,0 +1,168 @@
+//! Istio's labels of TCP metrics.
+
+use std::fmt::Write as _;
+
+use crate::config::model::workload::Workload;
+
+const UNKNOWN: &str = "unknown";
+
+/// Both ends of a connection, as its client's side sees them.
+#[derive(Debug, Default)]
+pub(super) struct Ends<'a> {
+    pub(super) source: Option<&'a Workload>,
+    pub(super) destination: Option<&'a Workload>,
+    pub(super) service: Service,
+}
+
+/// What a cluster's name says of the service behind it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Service {
+    /// `reviews.default.svc.cluster.local`
+    pub(super) host: Option<String>,
+    /// `reviews`
+    pub(super) name: Option<String>,
+    /// `default`
+    pub(super) namespace: Option<String>,
+}
+
+impl Service {
+    /// Istio: `outbound|PORT|SUBSET|HOST`; any other cluster stands for itself.
+    pub(super) fn of_cluster(cluster: &str) -> Self {
+        let parts: Vec<&str> = cluster.split('|').collect();
+        let [_, _, _, host] = parts[..] else {
+            return Self {
+                host: Some(cluster.to_owned()),
+                name: Some(cluster.to_owned()),
+                namespace: None,
+            };
+        };
+        let labels: Vec<&str> = host.split('.').collect();
+        let (name, namespace) = match labels[..] {
+            [name, namespace, "svc", ..] => (name, Some(namespace.to_owned())),
+            _ => (host, None),
+        };
+        Self {
+            host: Some(host.to_owned()),
+            name: Some(name.to_owned()),
+            namespace,
+        }
+    }
+}
+
+/// `{reporter="source",...}`, in the order of Istio's documentation.
+pub(super) fn render(ends: &Ends<'_>) -> String {
+    let mut out = Rendering::new();
+    out.add("reporter", Some("source"));
+    out.workload("source", ends.source);
+    out.workload("destination", ends.destination);
+    let service = &ends.service;
+    out.add("destination_service", service.host.as_deref());
+    out.add("destination_service_name", service.name.as_deref());
+    out.add(
+        "destination_service_namespace",
+        service.namespace.as_deref(),
+    );
+    out.add("request_protocol", Some("tcp"));
+    out.add("response_flags", Some("-"));
+    // Istio: the client's side does not know.
+    out.add("connection_security_policy", None);
+    out.finish()
+}
+
+/// Labels on their way to text.
+#[derive(Debug)]
+pub(super) struct Rendering {
+    text: String,
+}
+
+impl Rendering {
+    pub(super) fn new() -> Self {
+        Self { text: "{".into() }
+    }
+
+    /// Adds a label; one without a value is `unknown`.
+    pub(super) fn add(&mut self, name: &str, value: Option<&str>) {
+        let separator = if self.text.len() > 1 { "," } else { "" };
+        let _ = write!(self.text, "{separator}{name}=\"");
+        for c in value.unwrap_or(UNKNOWN).chars() {
+            match c {
+                '\\' => self.text.push_str("\\\\"),
+                '"' => self.text.push_str("\\\""),
+                '\n' => self.text.push_str("\\n"),
+                c => self.text.push(c),
+            }
+        }
+        self.text.push('"');
+    }
+
+    fn workload(&mut self, side: &str, workload: Option<&Workload>) {
+        let label = |names: &[&str]| {
+            let labels = &workload?.labels;
+            names
+                .iter()
+                .find_map(|name| labels.get(*name))
+                .map(String::as_str)
+        };
+        let name = workload.map(|workload| &*workload.name);
+        let app = label(&["app"]);
+        let version = label(&["version"]);
+        let canonical = label(&[
+            "service.istio.io/canonical-name",
+            "app.kubernetes.io/name",
+            "app",
+        ]);
+        let revision = label(&[
+            "service.istio.io/canonical-revision",
+            "app.kubernetes.io/version",
+            "version",
+        ]);
+        let latest = workload.map(|_| "latest");
+        for (what, value) in [
+            ("workload", name),
+            (
+                "workload_namespace",
+                workload.map(|workload| &*workload.namespace),
+            ),
+            // Nobody proved who they are: the connection is plain.
+            ("principal", None),
+            ("app", app),
+            ("version", version),
+            ("canonical_service", canonical.or(name)),
+            ("canonical_revision", revision.or(latest)),
+            ("cluster", None),
+        ] {
+            self.add(&format!("{side}_{what}"), value);
+        }
+    }
+
+    pub(super) fn finish(mut self) -> String {
+        self.text.push('}');
+        self.text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clusters_name_tells_the_service() {
+        let istio = Service::of_cluster("outbound|9000|v1|db.prod.svc.cluster.local");
+        assert_eq!(istio.host.as_deref(), Some("db.prod.svc.cluster.local"));
+        assert_eq!(istio.name.as_deref(), Some("db"));
+        assert_eq!(istio.namespace.as_deref(), Some("prod"));
+        let entry = Service::of_cluster("outbound|443||api.example.com");
+        assert_eq!(entry.name.as_deref(), Some("api.example.com"));
+        assert_eq!(entry.namespace, None);
+        let plain = Service::of_cluster("backend");
+        assert_eq!(plain.host.as_deref(), Some("backend"));
+    }
+
+    #[test]
+    fn values_are_escaped_and_missing_ones_unknown() {
+        let mut labels = Rendering::new();
+        labels.add("a", Some("x\"y\\z\n"));
+        labels.add("b", None);
+        assert_eq!(labels.finish(), "{a=\"x\\\"y\\\\z\\n\",b=\"unknown\"}");
+    }
+}

@@ -1,0 +1,151 @@
+//! Istio's TCP metrics, of connections that the kernel balances.
+//!
+//! As in Istio, *sent* is what the server sent and *received* what it received, whoever reports.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh_common::{Event, EventKind};
+
+use crate::config::model::Name;
+use crate::snapshot::Snapshot;
+use crate::snapshot::slots::Limits;
+
+use super::labels::{Ends, Service, render};
+use super::pods::Pods;
+
+/// Counters of one set of labels.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Counters {
+    opened: u64,
+    closed: u64,
+    sent_bytes: u64,
+    received_bytes: u64,
+}
+
+/// What of a record decides its labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct LabelKey {
+    netns_cookie: u64,
+    cluster: u64,
+    server: IpAddr,
+}
+
+/// The counters by labels.
+#[derive(Debug, Default)]
+pub(super) struct TcpConnections {
+    by_labels: BTreeMap<Arc<str>, Counters>,
+    /// Labels by what decides them; forgotten when names change.
+    labels: HashMap<LabelKey, Arc<str>>,
+    clusters: Clusters,
+    /// Bytes of connections that are open and were looked at, by cookie.
+    reported: HashMap<u64, Bytes>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Bytes {
+    sent: u64,
+    received: u64,
+}
+
+/// Names of clusters by their numbers, as of one snapshot.
+#[derive(Debug, Default)]
+struct Clusters {
+    generation: u64,
+    names: HashMap<u64, Name>,
+}
+
+impl Clusters {
+    fn name(&mut self, number: u64, snapshot: &Snapshot) -> Option<Name> {
+        if self.generation != snapshot.generation && !self.names.contains_key(&number) {
+            self.generation = snapshot.generation;
+            let views = snapshot.views.values();
+            self.names = views
+                .flat_map(|view| view.clusters.values().map(|cluster| (view.id, cluster)))
+                .map(|(view, cluster)| {
+                    let number = Limits::of(view, cluster).cluster;
+                    (number, cluster.config.name.clone())
+                })
+                .collect();
+        }
+        self.names.get(&number).cloned()
+    }
+}
+
+impl TcpConnections {
+    /// Pods came, went or changed.
+    pub(super) fn names_changed(&mut self) {
+        self.labels.clear();
+    }
+
+    /// Counts what a record says.
+    pub(super) fn count(&mut self, event: &Event, pods: &Pods, snapshot: &Snapshot) {
+        let Some(kind) = EventKind::of(event.kind) else {
+            return;
+        };
+        // Istio counts connections; those that failed are the cluster's `cx_connect_fail`.
+        if kind == EventKind::Failed {
+            return;
+        }
+        let labels = self.labels(event, pods, snapshot);
+        let known = match kind {
+            EventKind::Closed => self.reported.remove(&event.cookie).unwrap_or_default(),
+            _ => Bytes::default(),
+        };
+        let counters = self.by_labels.entry(labels).or_default();
+        match kind {
+            EventKind::Opened => counters.opened += 1,
+            _ => {
+                counters.closed += 1;
+                counters.sent_bytes += event.received_bytes.saturating_sub(known.received);
+                counters.received_bytes += event.sent_bytes.saturating_sub(known.sent);
+            }
+        }
+    }
+
+    fn labels(&mut self, event: &Event, pods: &Pods, snapshot: &Snapshot) -> Arc<str> {
+        let ends = LabelKey {
+            netns_cookie: event.netns_cookie,
+            cluster: event.cluster,
+            server: event.addr.into(),
+        };
+        if let Some(labels) = self.labels.get(&ends) {
+            return labels.clone();
+        }
+        let cluster = self.clusters.name(event.cluster, snapshot);
+        let labels: Arc<str> = render(&Ends {
+            source: pods.by_netns(ends.netns_cookie).map(|workload| &**workload),
+            destination: pods.by_ip(ends.server).map(|workload| &**workload),
+            service: cluster
+                .as_deref()
+                .map(Service::of_cluster)
+                .unwrap_or_default(),
+        })
+        .into();
+        // A name that is not there yet may come with the next snapshot.
+        if cluster.is_some() {
+            self.labels.insert(ends, labels.clone());
+        }
+        labels
+    }
+
+    /// The four metrics.
+    pub(super) fn prometheus(&self, out: &mut String) {
+        type Read = fn(&Counters) -> u64;
+        let families: [(&str, Read); 4] = [
+            ("connections_opened", |counters| counters.opened),
+            ("connections_closed", |counters| counters.closed),
+            ("sent_bytes", |counters| counters.sent_bytes),
+            ("received_bytes", |counters| counters.received_bytes),
+        ];
+        for (name, read) in families {
+            let _ = writeln!(out, "# TYPE istio_tcp_{name}_total counter");
+            for (labels, counters) in &self.by_labels {
+                let value = read(counters);
+                let _ = writeln!(out, "istio_tcp_{name}_total{labels} {value}");
+            }
+        }
+    }
+}
