@@ -212,6 +212,15 @@ impl MeshAgent {
         self.wait(PATIENCE)
     }
 
+    /// Whether it is still there.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub fn is_running(&mut self) -> Result<bool> {
+        self.stopped |= self.child.try_wait()?.is_some();
+        Ok(!self.stopped)
+    }
+
     /// Waits until it has stopped.
     ///
     /// # Errors

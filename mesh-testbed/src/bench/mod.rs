@@ -12,11 +12,13 @@ mod report;
 mod servers;
 mod stage;
 mod stats;
+mod world;
+mod xds;
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
-use clap::Args as ClapArgs;
+use clap::{Args as ClapArgs, Subcommand};
 use mesh_testbed::{Envoy, is_root};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -25,7 +27,10 @@ use path::Path;
 use stage::{Stage, System};
 
 #[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// What to measure; everything if none is named.
     #[arg(value_enum, value_name = "PATH")]
     paths: Vec<Path>,
@@ -43,9 +48,18 @@ pub(crate) struct Args {
     verbose: bool,
 }
 
+#[derive(Debug, Subcommand)]
+enum Other {
+    /// A large mesh over delta ADS: ten thousand services.
+    Xds(xds::Args),
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     if !is_root() {
         bail!("the benchmark makes namespaces and loads kernel programs: run it as root");
+    }
+    if let Some(Other::Xds(args)) = &args.other {
+        return xds::run(args);
     }
     if Envoy::program().is_none() {
         bail!("no Envoy to compare with; type: cargo xtask bench, or name one with ENVOY_BIN");
