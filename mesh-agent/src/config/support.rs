@@ -30,7 +30,7 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.config.listener.v3.FilterChain",
-        "filter_chain_match filters name",
+        "filter_chain_match filters name transport_socket",
         "metadata transport_socket_connect_timeout",
     ),
     (
@@ -58,10 +58,10 @@ const UNDERSTOOD: &[Entry] = &[
          generate_request_id preserve_external_request_id always_set_request_id_in_response \
          upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action \
          strip_matching_host_port \
-         strip_any_host_port via",
+         strip_any_host_port via internal_address_config",
         "stat_prefix access_log access_log_options tracing \
          forward_client_cert_details set_current_client_cert_details proxy_100_continue \
-         internal_address_config request_id_extension stream_error_on_invalid_http_message",
+         request_id_extension stream_error_on_invalid_http_message",
     ),
     (
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
@@ -75,7 +75,8 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.config.core.v3.HttpProtocolOptions",
-        "idle_timeout max_connection_duration max_headers_count max_requests_per_connection",
+        "idle_timeout max_connection_duration max_headers_count max_requests_per_connection \
+         max_stream_duration",
         "",
     ),
     (
@@ -101,13 +102,16 @@ const UNDERSTOOD: &[Entry] = &[
         "envoy.config.route.v3.VirtualHost",
         "name domains routes request_headers_to_add request_headers_to_remove \
          response_headers_to_add response_headers_to_remove require_tls \
-         include_request_attempt_count include_attempt_count_in_response",
+         include_request_attempt_count include_attempt_count_in_response retry_policy \
+         include_is_timeout_retry_header per_request_buffer_limit_bytes \
+         request_body_buffer_limit",
         "metadata virtual_clusters",
     ),
     (
         "envoy.config.route.v3.Route",
         "name match route redirect direct_response request_headers_to_add \
-         request_headers_to_remove response_headers_to_add response_headers_to_remove",
+         request_headers_to_remove response_headers_to_add response_headers_to_remove \
+         per_request_buffer_limit_bytes request_body_buffer_limit",
         "metadata decorator stat_prefix tracing",
     ),
     (
@@ -120,7 +124,15 @@ const UNDERSTOOD: &[Entry] = &[
         "envoy.config.route.v3.RouteAction",
         "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite \
          regex_rewrite host_rewrite_literal auto_host_rewrite host_rewrite_header \
-         append_x_forwarded_host timeout idle_timeout upgrade_configs",
+         append_x_forwarded_host timeout idle_timeout upgrade_configs priority retry_policy \
+         max_stream_duration",
+        "",
+    ),
+    (
+        "envoy.config.route.v3.RetryPolicy",
+        "retry_on num_retries per_try_timeout per_try_idle_timeout retry_priority \
+         retry_host_predicate host_selection_retry_max_attempts retriable_status_codes \
+         retry_back_off rate_limited_retry_back_off retriable_headers retriable_request_headers",
         "",
     ),
     (
@@ -147,7 +159,7 @@ const UNDERSTOOD: &[Entry] = &[
     (
         "envoy.config.cluster.v3.Cluster",
         "name type cluster_type eds_cluster_config connect_timeout lb_policy load_assignment \
-         max_requests_per_connection circuit_breakers common_http_protocol_options filters \
+         max_requests_per_connection circuit_breakers common_http_protocol_options filters transport_socket transport_socket_matches \
          http2_protocol_options typed_extension_protocol_options dns_refresh_rate \
          respect_dns_ttl dns_lookup_family upstream_bind_config common_lb_config \
          upstream_connection_options close_connections_on_host_health_failure \
@@ -158,7 +170,7 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.config.cluster.v3.CircuitBreakers.Thresholds",
-        "priority max_connections max_pending_requests max_requests max_retries",
+        "priority max_connections max_pending_requests max_requests max_retries retry_budget",
         "track_remaining",
     ),
     (
@@ -211,6 +223,54 @@ const UNDERSTOOD: &[Entry] = &[
     (
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "common_http_protocol_options explicit_http_config use_downstream_protocol_config",
+        "",
+    ),
+    (
+        "envoy.config.core.v3.TransportSocket",
+        "name typed_config",
+        "",
+    ),
+    (
+        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "common_tls_context sni",
+        "max_session_keys allow_renegotiation enforce_rsa_key_usage",
+    ),
+    (
+        "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        "common_tls_context require_client_certificate",
+        "session_ticket_keys disable_stateless_session_resumption \
+         disable_stateful_session_resumption session_timeout prefer_client_ciphers",
+    ),
+    (
+        "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext",
+        "tls_params tls_certificates tls_certificate_sds_secret_configs alpn_protocols \
+         validation_context validation_context_sds_secret_config combined_validation_context",
+        "",
+    ),
+    (
+        "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.\
+         CombinedCertificateValidationContext",
+        "default_validation_context validation_context_sds_secret_config",
+        "",
+    ),
+    (
+        "envoy.extensions.transport_sockets.tls.v3.TlsParameters",
+        "tls_minimum_protocol_version tls_maximum_protocol_version cipher_suites",
+        "ecdh_curves",
+    ),
+    (
+        "envoy.extensions.transport_sockets.tls.v3.TlsCertificate",
+        "certificate_chain private_key",
+        "",
+    ),
+    (
+        "envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext",
+        "trusted_ca match_typed_subject_alt_names match_subject_alt_names crl",
+        "",
+    ),
+    (
+        "envoy.config.core.v3.DataSource",
+        "filename inline_bytes inline_string",
         "",
     ),
     (

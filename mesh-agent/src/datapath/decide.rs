@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use mesh_common::{LbKind, OUTBOUND_PORT};
 
-use crate::config::model::cluster::{Discovery, LbPolicy, UpstreamTransport};
-use crate::config::model::listener::{
-    DownstreamTransport, FilterChain, FilterChainMatch, Listener, TcpProxy, Terminal,
-};
+use crate::config::model::cluster::{Discovery, LbPolicy};
+use crate::config::model::listener::{FilterChain, FilterChainMatch, Listener, TcpProxy, Terminal};
+use crate::config::model::tls::UpstreamTransport;
 use crate::snapshot::{ClusterView, View, ViewId};
 
 use crate::snapshot::slots::{self, Weighted};
@@ -76,7 +75,7 @@ pub fn decide(listener: &Listener, port: Option<u16>, view: &View) -> Decision {
     if !matches_everything(chain, port) {
         return Decision::agent("its filter chain matches on facts only the agent looks at");
     }
-    if chain.transport != DownstreamTransport::Plain {
+    if !chain.transport.is_plain() {
         return Decision::agent("it terminates TLS");
     }
     match &chain.terminal {
@@ -153,7 +152,8 @@ fn decide_tcp(proxy: &TcpProxy, view: &View) -> Decision {
 fn needs_agent(cluster: &ClusterView) -> Option<&'static str> {
     let config = &cluster.config;
     let breakers = &config.circuit_breakers.default;
-    if config.transport != UpstreamTransport::Plain {
+    let encrypted = |transport: &UpstreamTransport| !transport.is_plain();
+    if encrypted(&cluster.transport) || cluster.hosts().any(|host| encrypted(&host.transport)) {
         Some("TLS to its endpoints")
     } else if !config.source_addresses.is_empty() {
         Some("upstream_bind_config is set")

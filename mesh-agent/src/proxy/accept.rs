@@ -129,6 +129,10 @@ async fn listened(
         return reset(stream.get_ref());
     };
     let chain: &FilterChain = chain;
+    if !chain.transport.is_plain() {
+        // Without a certificate to show there is no TLS, and what is to be TLS is nothing else.
+        return reset(stream.get_ref());
+    }
     match &chain.terminal {
         Terminal::Tcp(proxy) => tcp::serve(&context, &caught, view, proxy, stream).await,
         Terminal::Http(hcm) => {

@@ -10,10 +10,12 @@ use http::HeaderMap;
 
 use crate::balance::edf::Edf;
 use crate::config::model::cluster::{Discovery, LbPolicy, OriginalDst};
+use crate::config::model::tls::UpstreamTransport;
 use crate::snapshot::ClusterView;
 use crate::snapshot::balancer::Pool;
 use crate::snapshot::cluster::{ClusterState, Host};
 
+use super::http::Tried;
 use super::stats::count;
 
 /// Where a request or connection goes.
@@ -34,11 +36,22 @@ impl Target {
     }
 }
 
+impl Target {
+    /// How connections to it are secured.
+    pub(super) fn transport<'a>(&'a self, cluster: &'a ClusterView) -> &'a UpstreamTransport {
+        match self {
+            Self::Host(host) => &host.transport,
+            Self::Original(_) => &cluster.transport,
+        }
+    }
+}
+
 /// What a choice may depend on.
 #[derive(Debug)]
 pub(super) struct Asked<'a> {
     original: SocketAddr,
     headers: Option<&'a HeaderMap>,
+    tried: Option<&'a Tried>,
 }
 
 impl<'a> Asked<'a> {
@@ -47,6 +60,7 @@ impl<'a> Asked<'a> {
         Self {
             original,
             headers: None,
+            tried: None,
         }
     }
 
@@ -55,7 +69,15 @@ impl<'a> Asked<'a> {
         Self {
             original,
             headers: Some(headers),
+            tried: None,
         }
+    }
+
+    /// For another attempt of a request.
+    #[must_use]
+    pub(super) fn after(mut self, tried: Option<&'a Tried>) -> Self {
+        self.tried = tried;
+        self
     }
 }
 
@@ -64,7 +86,27 @@ pub(super) fn pick(cluster: &ClusterView, asked: &Asked<'_>) -> Option<Target> {
     if let Discovery::OriginalDst(options) = &cluster.config.discovery {
         return original_dst(options, asked).map(Target::Original);
     }
-    let pool = cluster.balancer.pool(fastrand::u64(..))?;
+    let Some(tried) = asked.tried else {
+        return pick_host(cluster, cluster.balancer.pool(fastrand::u64(..))?).map(Target::Host);
+    };
+    let excluded = tried.excluded_priorities();
+    let mut left = tried.attempts;
+    loop {
+        let random = fastrand::u64(..);
+        let pool = if excluded.is_empty() {
+            cluster.balancer.pool(random)?
+        } else {
+            cluster.balancer.pool_without(random, &excluded)?
+        };
+        let host = pick_host(cluster, pool)?;
+        if left == 0 || !tried.hosts.contains(&host.address) {
+            return Some(Target::Host(host));
+        }
+        left -= 1;
+    }
+}
+
+fn pick_host(cluster: &ClusterView, pool: &Pool) -> Option<Arc<Host>> {
     let host = match cluster.config.lb {
         LbPolicy::Random => random(pool),
         LbPolicy::LeastRequest {
@@ -79,7 +121,7 @@ pub(super) fn pick(cluster: &ClusterView, asked: &Asked<'_>) -> Option<Target> {
         }
         LbPolicy::RoundRobin | LbPolicy::ClusterProvided => pool.round_robin(),
     };
-    Some(Target::Host(host.clone()))
+    Some(host.clone())
 }
 
 fn random(pool: &Pool) -> &Arc<Host> {
@@ -156,21 +198,16 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
-    /// Reserves a place under `max_requests`; `None`: there is none.
-    pub(super) fn within(cluster: &ClusterView, target: &Target, limit: u32) -> Option<Self> {
-        let active = &cluster.state.stats.upstream_rq_active;
-        active
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |active| {
-                (active < u64::from(limit)).then_some(active + 1)
-            })
-            .ok()?;
+    /// Begins.
+    pub(super) fn begin(cluster: &ClusterView, target: &Target) -> Self {
+        count(&cluster.state.stats.upstream_rq_active);
         if let Target::Host(host) = target {
             count(&host.state.active);
         }
-        Some(Self {
+        Self {
             cluster: cluster.state.clone(),
             target: target.clone(),
-        })
+        }
     }
 }
 

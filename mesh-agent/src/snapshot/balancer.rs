@@ -29,6 +29,8 @@ pub struct Settings {
 pub struct Balancer {
     priorities: Vec<Priority>,
     loads: Option<Loads>,
+    levels: Vec<Level>,
+    overprovisioning_factor: u32,
 }
 
 /// What a priority offers to those it is chosen for.
@@ -84,12 +86,34 @@ impl Balancer {
         Self {
             priorities,
             loads: Some(loads),
+            levels,
+            overprovisioning_factor: settings.overprovisioning_factor,
         }
+    }
+
+    /// As [`Self::pool`], for a request whose earlier attempts went to the priorities `excluded`.
+    /// When no other one can take it, they can (Envoy: `PreviousPrioritiesRetryPriority`).
+    pub fn pool_without(&self, random: u64, excluded: &[usize]) -> Option<&Pool> {
+        let mut levels = self.levels.clone();
+        for priority in excluded {
+            if let Some(level) = levels.get_mut(*priority) {
+                *level = Level::default();
+            }
+        }
+        let loads = Loads::new(&levels, self.overprovisioning_factor, 0);
+        let available = |level: &Level| level.available.healthy + level.available.degraded > 0;
+        if !levels.iter().any(available) {
+            return self.pool(random);
+        }
+        self.pool_of(loads.choose(random)?)
     }
 
     /// The pool for one request or connection. `None`: there is no endpoint to use.
     pub fn pool(&self, random: u64) -> Option<&Pool> {
-        let (priority, availability) = self.loads.as_ref()?.choose(random)?;
+        self.pool_of(self.loads.as_ref()?.choose(random)?)
+    }
+
+    fn pool_of(&self, (priority, availability): (usize, Availability)) -> Option<&Pool> {
         let priority = self.priorities.get(priority)?;
         let pool = match (&priority.panic, availability) {
             (Some(pool), _) => pool,

@@ -7,8 +7,10 @@ use std::sync::atomic::AtomicU64;
 use crate::config::model::Name;
 use crate::config::model::cluster::Cluster;
 use crate::config::model::endpoint::{Health, LoadAssignment, Locality};
+use crate::config::model::tls::UpstreamTransport;
 
 use super::balancer::Balancer;
+use super::breakers::{ByPriority, Resources};
 
 /// A cluster as one snapshot sees it.
 #[derive(Debug)]
@@ -21,8 +23,12 @@ pub struct ClusterView {
     pub priorities: Vec<Vec<Arc<Host>>>,
     /// Chooses among them.
     pub balancer: Balancer,
+    /// How connections to addresses that are no endpoints are secured (ORIGINAL_DST).
+    pub transport: UpstreamTransport,
     /// Whether endpoints were ever delivered: an EDS cluster waits for them.
     pub warmed: bool,
+    /// What may be in use at once.
+    pub breakers: ByPriority,
     /// Counters that outlive this snapshot.
     pub state: Arc<ClusterState>,
 }
@@ -49,6 +55,8 @@ pub struct Host {
     pub locality_weight: Option<u32>,
     /// What the control plane says of it.
     pub health: Health,
+    /// How its connections are secured.
+    pub transport: UpstreamTransport,
     /// Counters that outlive this snapshot.
     pub state: Arc<HostState>,
 }
@@ -60,6 +68,8 @@ pub struct ClusterState {
     pub name: Name,
     /// Gauges and counters, named as Envoy's cluster statistics.
     pub stats: ClusterStats,
+    /// What circuit breakers count.
+    pub resources: Resources,
 }
 
 impl ClusterState {
@@ -68,6 +78,7 @@ impl ClusterState {
         Self {
             name,
             stats: ClusterStats::default(),
+            resources: Resources::default(),
         }
     }
 }
@@ -99,6 +110,26 @@ pub struct ClusterStats {
     pub upstream_rq_timeout: AtomicU64,
     /// Requests refused by the circuit breaker.
     pub upstream_rq_pending_overflow: AtomicU64,
+    /// Attempts that took too long.
+    pub upstream_rq_per_try_timeout: AtomicU64,
+    /// Attempts that stood still for too long.
+    pub upstream_rq_per_try_idle_timeout: AtomicU64,
+    /// Retries.
+    pub upstream_rq_retry: AtomicU64,
+    /// Requests whose retries helped.
+    pub upstream_rq_retry_success: AtomicU64,
+    /// Retries refused by the circuit breaker.
+    pub upstream_rq_retry_overflow: AtomicU64,
+    /// Requests whose number of retries was used up.
+    pub upstream_rq_retry_limit_exceeded: AtomicU64,
+    /// Retries after a growing time.
+    pub upstream_rq_retry_backoff_exponential: AtomicU64,
+    /// Retries when the upstream said so.
+    pub upstream_rq_retry_backoff_ratelimited: AtomicU64,
+    /// Requests whose body was too large to keep.
+    pub retry_or_shadow_abandoned: AtomicU64,
+    /// Responses that were retried, by class.
+    pub retry_upstream_rq_xx: [AtomicU64; 6],
     /// Responses by class: index 1 is 1xx.
     pub upstream_rq_xx: [AtomicU64; 6],
     /// Requests or connections that found no healthy endpoint.

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use crate::config::model::cluster::{Cluster, Discovery, DnsLookupFamily};
 use crate::config::model::endpoint::{Endpoint, LoadAssignment};
 use crate::config::model::listener::{Listener, TrafficDirection};
+use crate::config::model::tls::{Metadata, UpstreamTransport};
 use crate::config::model::workload::NodeConfig;
 use crate::config::model::{Address, Name};
 use crate::store::ResourceSet;
 
 use super::balancer::{Balancer, Settings};
+use super::breakers::ByPriority;
 use super::cluster::{ClusterState, ClusterView, Host, HostState};
 use super::{OutboundListeners, Snapshot, View, ViewId};
 
@@ -155,7 +157,7 @@ fn compile_cluster(
         }
     };
     let priorities = assignment
-        .map(|assignment| priorities(assignment, &resolve, &known))
+        .map(|assignment| priorities(assignment, config, &resolve, &known))
         .unwrap_or_default();
     let settings = Settings {
         overprovisioning_factor: assignment
@@ -168,15 +170,22 @@ fn compile_cluster(
     Arc::new(ClusterView {
         config: config.clone(),
         assignment: assignment.cloned(),
+        breakers: ByPriority::new(&config.circuit_breakers, &state.resources),
         balancer: Balancer::new(&priorities, &settings),
         priorities,
+        transport: transport(config, &Metadata::new()),
         warmed: assignment.is_some() || matches!(config.discovery, Discovery::OriginalDst(_)),
         state,
     })
 }
 
+fn transport(config: &Cluster, metadata: &Metadata) -> UpstreamTransport {
+    UpstreamTransport::select(&config.transport_matches, &config.transport, metadata)
+}
+
 fn priorities(
     assignment: &LoadAssignment,
+    config: &Cluster,
     resolve: &dyn Fn(&Address) -> Vec<SocketAddr>,
     known: &HashMap<SocketAddr, Arc<HostState>>,
 ) -> Vec<Vec<Arc<Host>>> {
@@ -195,6 +204,7 @@ fn priorities(
                 locality: locality.clone(),
                 locality_weight: group.weight,
                 health: endpoint.health,
+                transport: transport(config, &endpoint.transport_metadata),
                 state: known.get(&address).cloned().unwrap_or_default(),
             })
         };

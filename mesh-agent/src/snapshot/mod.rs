@@ -6,6 +6,7 @@
 //! [`cluster::HostState`], which a new snapshot takes over from the one before.
 
 pub mod balancer;
+pub mod breakers;
 pub mod cluster;
 mod compile;
 mod listeners;

@@ -1,7 +1,9 @@
 //! `echo-http`: says what it was asked.
 //!
 //! A request may ask for something else: `x-echo-status: 503` sets the status, `x-echo-delay-ms`
-//! the wait before the response, `x-echo-bytes` a body of that length. `x-echo: body`, or a
+//! the wait before the response, `x-echo-bytes` a body of that length, `x-echo-header: a=b` a
+//! header. A list, as in `x-echo-status: 503,200`, has a value for each of a proxy's attempts, by
+//! `x-envoy-attempt-count`; the last one holds for all that follow. `x-echo: body`, or a
 //! content type of gRPC, streams the request's body back, with `grpc-status: 0` as trailer for
 //! gRPC. An upgrade to anything is accepted; from then on bytes are sent back.
 
@@ -87,6 +89,13 @@ impl Context {
         let status = number::<u16>(headers, "x-echo-status")
             .and_then(|status| StatusCode::from_u16(status).ok())
             .unwrap_or(StatusCode::OK);
+        let header = nth(headers, "x-echo-header").and_then(|text| {
+            let (name, value) = text.split_once('=')?;
+            Some((
+                hyper::header::HeaderName::from_str(name).ok()?,
+                HeaderValue::from_str(value).ok()?,
+            ))
+        });
         if headers.contains_key(UPGRADE) {
             return upgrade(&mut request);
         }
@@ -103,6 +112,9 @@ impl Context {
             self.echo(request).await
         };
         *response.status_mut() = status;
+        if let Some((name, value)) = header {
+            response.headers_mut().insert(name, value);
+        }
         response
     }
 
@@ -209,5 +221,17 @@ fn full(bytes: Vec<u8>) -> Body {
 }
 
 fn number<T: FromStr>(headers: &HeaderMap, name: &str) -> Option<T> {
-    headers.get(name)?.to_str().ok()?.parse().ok()
+    nth(headers, name)?.parse().ok()
+}
+
+/// The value of a list that is meant for this attempt.
+fn nth<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let attempt: usize = headers
+        .get("x-envoy-attempt-count")
+        .and_then(|count| count.to_str().ok()?.parse().ok())
+        .unwrap_or(1);
+    let list: Vec<&str> = headers.get(name)?.to_str().ok()?.split(',').collect();
+    list.get(attempt.max(1) - 1)
+        .or_else(|| list.last())
+        .map(|value| value.trim())
 }

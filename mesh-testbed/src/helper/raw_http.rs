@@ -1,7 +1,8 @@
 //! `raw-http`: answers with the bytes that a request asks for, right or wrong.
 //!
 //! `x-reply` holds them, percent-encoded. `x-end` says what comes next: `close` (the default),
-//! `reset`, `keep` (another request may follow), `hang` (nothing more is said).
+//! `reset`, `keep` (another request may follow), `hang` (nothing more is said). `x-reply-2` and
+//! `x-end-2` are for a proxy's second attempt, by `x-envoy-attempt-count`, and so on.
 
 use anyhow::Result;
 use clap::Args as ClapArgs;
@@ -46,6 +47,8 @@ async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
                     .then(|| value.trim().to_owned())
             })
         };
+        let attempt = header("x-envoy-attempt-count").unwrap_or_default();
+        let header = |name: &str| header(&format!("{name}-{attempt}")).or_else(|| header(name));
         let mut body: usize = header("content-length")
             .and_then(|length| length.parse().ok())
             .unwrap_or(0);

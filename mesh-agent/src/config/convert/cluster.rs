@@ -19,13 +19,13 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_optio
 
 use crate::config::model::cluster::{
     CircuitBreakers, Cluster, Discovery, DnsLookupFamily, DnsOptions, Http2Options, LbPolicy,
-    OriginalDst, TcpKeepalive, Thresholds, UpstreamProtocol, UpstreamTransport,
+    OriginalDst, RetryBudget, TcpKeepalive, Thresholds, UpstreamProtocol,
 };
 use crate::config::model::endpoint::LoadAssignment;
 
 use super::{
     Converted, IGNORED_NETWORK_FILTERS, Problems, decode, duration, endpoint, is_one_of, timeout,
-    type_name,
+    tls, type_name,
 };
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -70,6 +70,12 @@ fn convert(message: &pb::Cluster, problems: &mut Problems) -> Option<Cluster> {
         problems.push("connect_timeout", "must be more than 0");
     }
     network_filters(message, problems);
+    let transport = tls::upstream(
+        message.transport_socket.as_ref(),
+        "transport_socket",
+        problems,
+    );
+    let transport_matches = tls::matches(&message.transport_socket_matches, problems);
     let source_addresses = source_addresses(message.upstream_bind_config.as_ref(), problems);
     Some(Cluster {
         name: message.name.as_str().into(),
@@ -93,7 +99,8 @@ fn convert(message: &pb::Cluster, problems: &mut Problems) -> Option<Cluster> {
         idle_timeout: http.idle_timeout,
         tcp_keepalive: keepalive(message, problems),
         source_addresses,
-        transport: UpstreamTransport::Plain,
+        transport: transport?,
+        transport_matches: transport_matches?,
         close_connections_on_host_removal: message.close_connections_on_host_health_failure,
     })
 }
@@ -435,6 +442,10 @@ fn circuit_breakers(
             max_pending_requests: limit(&limits.max_pending_requests, default.max_pending_requests),
             max_requests: limit(&limits.max_requests, default.max_requests),
             max_retries: limit(&limits.max_retries, default.max_retries),
+            retry_budget: limits.retry_budget.as_ref().map(|budget| RetryBudget {
+                percent: budget.budget_percent.map_or(20.0, |percent| percent.value),
+                min_concurrency: limit(&budget.min_retry_concurrency, 3),
+            }),
             configured: true,
         };
     }

@@ -1,5 +1,7 @@
 //! Load assignments.
 
+use std::sync::Arc;
+
 use envoy_types::pb::envoy::config::core::v3::HealthStatus;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
@@ -8,7 +10,7 @@ use crate::config::model::endpoint::{
     Endpoint, Health, LoadAssignment, Locality, LocalityEndpoints,
 };
 
-use super::{Converted, Problems, address};
+use super::{Converted, Problems, address, tls};
 
 /// Envoy's default overprovisioning factor, in percent.
 const OVERPROVISIONING: u32 = 140;
@@ -142,5 +144,6 @@ fn endpoint(
             Ok(HealthStatus::Degraded) => Health::Degraded,
             _ => Health::Healthy,
         },
+        transport_metadata: Arc::new(tls::match_metadata(message.metadata.as_ref())),
     })
 }

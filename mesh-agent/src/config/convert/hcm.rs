@@ -16,7 +16,7 @@ use crate::config::model::listener::{
     ServerHeader, StripPort,
 };
 
-use super::{Problems, is_one_of, route, timeout, type_name};
+use super::{Problems, address, is_one_of, route, timeout, type_name};
 
 const ROUTER: &[&str] = &[
     "envoy.extensions.filters.http.router.v3.Router",
@@ -99,6 +99,11 @@ pub(super) fn convert(
         None,
         "common_http_protocol_options.max_connection_duration",
     );
+    let max_stream_duration = time(
+        &common.max_stream_duration,
+        None,
+        "common_http_protocol_options.max_stream_duration",
+    );
     let http_filters = http_filters(&message.http_filters, path, problems);
     Some(HttpConnectionManager {
         stat_prefix: message.stat_prefix.as_str().into(),
@@ -127,6 +132,16 @@ pub(super) fn convert(
         use_remote_address: truth(&message.use_remote_address, false),
         skip_xff_append: message.skip_xff_append,
         xff_num_trusted_hops: message.xff_num_trusted_hops,
+        internal_networks: message
+            .internal_address_config
+            .iter()
+            .flat_map(|config| &config.cidr_ranges)
+            .enumerate()
+            .filter_map(|(i, range)| {
+                let path = format!("{path}.internal_address_config.cidr_ranges[{i}]");
+                address::range(range, &path, problems)
+            })
+            .collect(),
         generate_request_id: truth(&message.generate_request_id, true),
         preserve_external_request_id: message.preserve_external_request_id,
         always_set_request_id_in_response: message.always_set_request_id_in_response,
@@ -135,6 +150,7 @@ pub(super) fn convert(
         request_headers_timeout,
         idle_timeout,
         max_connection_duration,
+        max_stream_duration,
         max_requests_per_connection: common
             .max_requests_per_connection
             .as_ref()

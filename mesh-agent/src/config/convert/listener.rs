@@ -11,13 +11,13 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 
 use crate::config::model::listener::{
-    DownstreamTransport, FilterChain, FilterChainMatch, ListenAddress, Listener, SourceType,
-    TcpProxy, TcpWeightedCluster, Terminal, TrafficDirection,
+    FilterChain, FilterChainMatch, ListenAddress, Listener, SourceType, TcpProxy,
+    TcpWeightedCluster, Terminal, TrafficDirection,
 };
 
 use super::{
     Converted, IGNORED_NETWORK_FILTERS, Problems, address, decode, hcm, inspectors, is_one_of,
-    timeout, type_name,
+    timeout, tls, type_name,
 };
 
 /// A listener.
@@ -109,6 +109,11 @@ fn filter_chain(
         Some(matcher) => chain_match(matcher, &format!("{path}.filter_chain_match"), problems),
         None => FilterChainMatch::default(),
     };
+    let transport = tls::downstream(
+        message.transport_socket.as_ref(),
+        &format!("{path}.transport_socket"),
+        problems,
+    );
     let mut terminal = None;
     let mut ignored = 0;
     for (i, filter) in message.filters.iter().enumerate() {
@@ -138,7 +143,7 @@ fn filter_chain(
         name: message.name.as_str().into(),
         matcher,
         terminal: terminal?,
-        transport: DownstreamTransport::Plain,
+        transport: transport?,
     })
 }
 

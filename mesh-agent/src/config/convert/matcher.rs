@@ -121,6 +121,7 @@ pub(super) fn header_key(name: &str, path: &str, problems: &mut Problems) -> Opt
         ":path" => HeaderKey::Path,
         ":authority" => HeaderKey::Authority,
         ":scheme" => HeaderKey::Scheme,
+        ":status" => HeaderKey::Status,
         name if name.eq_ignore_ascii_case("host") => HeaderKey::Authority,
         name => match HeaderName::try_from(name) {
             Ok(name) => HeaderKey::Header(name),

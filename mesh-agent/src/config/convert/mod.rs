@@ -10,7 +10,9 @@ mod headers;
 mod inspectors;
 mod listener;
 mod matcher;
+mod retry;
 mod route;
+mod tls;
 
 use std::time::Duration;
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::core::v3::RoutingPriority as PbPriority;
 use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::config::route::v3::redirect_action::{
@@ -19,15 +20,20 @@ use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use http::{HeaderName, StatusCode};
 
 use crate::config::model::Fraction;
+use crate::config::model::cluster::RoutingPriority;
 use crate::config::model::domains::DomainIndex;
+use crate::config::model::retry::RetryPolicy;
 use crate::config::model::route::{
     ClusterSpecifier, DirectResponse, Forward, HostRewrite, PathMatcher, Redirect, RedirectPath,
-    RegexRewrite, RequireTls, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
-    WeightedCluster, WeightedClusters,
+    RegexRewrite, RequireTls, Route, RouteAction, RouteConfiguration, RouteMatch, StreamDuration,
+    VirtualHost, WeightedCluster, WeightedClusters,
 };
 
 use super::headers::mutations;
-use super::{Converted, Problems, matcher, timeout};
+use super::{Converted, Problems, duration, matcher, retry, timeout};
+
+/// How much of a body Envoy keeps by default: a connection's buffer limit.
+const BUFFER_LIMIT: usize = 1 << 20;
 
 /// Envoy's default route timeout.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -138,11 +144,37 @@ fn virtual_host(message: &pb::VirtualHost, path: &str, problems: &mut Problems) 
             );
         }
     }
+    let inherited = Inherited {
+        retry: message.retry_policy.as_ref().map(|policy| {
+            Arc::new(retry::convert(
+                policy,
+                &format!("{path}.retry_policy"),
+                problems,
+            ))
+        }),
+        buffer_limit: buffer_limit(
+            message
+                .request_body_buffer_limit
+                .as_ref()
+                .map(|limit| limit.value),
+            message
+                .per_request_buffer_limit_bytes
+                .as_ref()
+                .map(|limit| limit.value),
+        ),
+    };
     let routes = message
         .routes
         .iter()
         .enumerate()
-        .filter_map(|(i, message)| route(message, &format!("{path}.routes[{i}]"), problems))
+        .filter_map(|(i, message)| {
+            route(
+                message,
+                &inherited,
+                &format!("{path}.routes[{i}]"),
+                problems,
+            )
+        })
         .map(Arc::new)
         .collect();
     VirtualHost {
@@ -174,10 +206,29 @@ fn virtual_host(message: &pb::VirtualHost, path: &str, problems: &mut Problems) 
         ),
         include_request_attempt_count: message.include_request_attempt_count,
         include_attempt_count_in_response: message.include_attempt_count_in_response,
+        include_is_timeout_retry_header: message.include_is_timeout_retry_header,
     }
 }
 
-fn route(message: &pb::Route, path: &str, problems: &mut Problems) -> Option<Route> {
+/// What routes take from their virtual host if they say nothing themselves.
+struct Inherited {
+    retry: Option<Arc<RetryPolicy>>,
+    buffer_limit: Option<usize>,
+}
+
+/// How much of a request's body may be kept. The older field is bounded by the connection's
+/// limit.
+fn buffer_limit(own: Option<u64>, older: Option<u32>) -> Option<usize> {
+    own.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX))
+        .or_else(|| older.map(|limit| (limit as usize).min(BUFFER_LIMIT)))
+}
+
+fn route(
+    message: &pb::Route,
+    inherited: &Inherited,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<Route> {
     let matcher = match &message.r#match {
         Some(message) => route_match(message, &format!("{path}.match"), problems),
         None => {
@@ -190,8 +241,27 @@ fn route(message: &pb::Route, path: &str, problems: &mut Problems) -> Option<Rou
         }
     };
     let action = match &message.action {
-        Some(Action::Route(action)) => forward(action, &format!("{path}.route"), problems)
-            .map(|forward| RouteAction::Forward(Box::new(forward))),
+        Some(Action::Route(action)) => {
+            let mut converted = forward(action, &format!("{path}.route"), problems);
+            if let Some(forward) = &mut converted {
+                if forward.retry.is_none() {
+                    forward.retry.clone_from(&inherited.retry);
+                }
+                forward.buffer_limit = buffer_limit(
+                    message
+                        .request_body_buffer_limit
+                        .as_ref()
+                        .map(|limit| limit.value),
+                    message
+                        .per_request_buffer_limit_bytes
+                        .as_ref()
+                        .map(|limit| limit.value),
+                )
+                .or(inherited.buffer_limit)
+                .unwrap_or(BUFFER_LIMIT);
+            }
+            converted.map(|forward| RouteAction::Forward(Box::new(forward)))
+        }
         Some(Action::Redirect(action)) => {
             redirect(action, &format!("{path}.redirect"), problems).map(RouteAction::Redirect)
         }
@@ -405,6 +475,22 @@ fn forward(message: &pb::RouteAction, path: &str, problems: &mut Problems) -> Op
             problems,
         ),
         idle_timeout,
+        retry: message.retry_policy.as_ref().map(|policy| {
+            Arc::new(retry::convert(
+                policy,
+                &format!("{path}.retry_policy"),
+                problems,
+            ))
+        }),
+        buffer_limit: BUFFER_LIMIT,
+        stream_duration: message
+            .max_stream_duration
+            .as_ref()
+            .map(|message| stream_duration(message, path, problems)),
+        priority: match PbPriority::try_from(message.priority) {
+            Ok(PbPriority::High) => RoutingPriority::High,
+            _ => RoutingPriority::Default,
+        },
         upgrades: message
             .upgrade_configs
             .iter()
@@ -414,6 +500,28 @@ fn forward(message: &pb::RouteAction, path: &str, problems: &mut Problems) -> Op
             })
             .collect(),
     })
+}
+
+fn stream_duration(
+    message: &pb::route_action::MaxStreamDuration,
+    path: &str,
+    problems: &mut Problems,
+) -> StreamDuration {
+    let path = format!("{path}.max_stream_duration");
+    let mut time = |value: &Option<_>, field: &str| {
+        value
+            .as_ref()
+            .map(|value| duration(value, &format!("{path}.{field}"), problems))
+    };
+    StreamDuration {
+        max: time(&message.max_stream_duration, "max_stream_duration"),
+        grpc_timeout_max: time(&message.grpc_timeout_header_max, "grpc_timeout_header_max"),
+        grpc_timeout_offset: time(
+            &message.grpc_timeout_header_offset,
+            "grpc_timeout_header_offset",
+        )
+        .unwrap_or_default(),
+    }
 }
 
 fn weighted_clusters(

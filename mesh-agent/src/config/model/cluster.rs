@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Name;
 use super::endpoint::LoadAssignment;
+use super::tls::{TransportMatch, UpstreamTransport};
 
 /// An Envoy cluster.
 #[derive(Debug, Clone)]
@@ -37,16 +38,11 @@ pub struct Cluster {
     pub source_addresses: Arc<[IpAddr]>,
     /// Upstream connections are encrypted like this.
     pub transport: UpstreamTransport,
+    /// Endpoints with such metadata have another transport; the first match counts.
+    pub transport_matches: Vec<TransportMatch>,
     /// Connections to an endpoint that leaves the cluster are closed at once instead of when
     /// they end by themselves.
     pub close_connections_on_host_removal: bool,
-}
-
-/// How an upstream connection is secured.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum UpstreamTransport {
-    /// No TLS.
-    Plain,
 }
 
 /// Envoy's discovery types.
@@ -156,7 +152,7 @@ pub struct Http2Options {
 }
 
 /// Envoy's circuit breakers; the defaults are Envoy's.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct CircuitBreakers {
     /// Thresholds of the default priority.
     pub default: Thresholds,
@@ -166,8 +162,27 @@ pub struct CircuitBreakers {
     pub max_connections_per_endpoint: Option<u32>,
 }
 
+/// Envoy's `RetryBudget`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RetryBudget {
+    /// Retries may be that share of the requests in flight (default 20).
+    pub percent: f64,
+    /// So many retries are always allowed (default 3).
+    pub min_concurrency: u32,
+}
+
+/// Envoy's `RoutingPriority`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RoutingPriority {
+    /// What routes have that say nothing.
+    #[default]
+    Default,
+    /// Routes of high priority.
+    High,
+}
+
 /// Limits of one priority.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Thresholds {
     /// Most connections (default 1024).
     pub max_connections: u32,
@@ -177,6 +192,8 @@ pub struct Thresholds {
     pub max_requests: u32,
     /// Most active retries (default 3).
     pub max_retries: u32,
+    /// Limits retries by what is in flight, instead of `max_retries`.
+    pub retry_budget: Option<RetryBudget>,
     /// Whether any was configured: limits that only the agent can enforce keep a service from
     /// being balanced in the kernel.
     pub configured: bool,
@@ -189,6 +206,7 @@ impl Default for Thresholds {
             max_pending_requests: 1024,
             max_requests: 1024,
             max_retries: 3,
+            retry_budget: None,
             configured: false,
         }
     }

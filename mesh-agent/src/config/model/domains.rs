@@ -130,6 +130,7 @@ mod tests {
             response_headers: HeaderMutations::default(),
             include_request_attempt_count: false,
             include_attempt_count_in_response: false,
+            include_is_timeout_retry_header: false,
         })
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::tls::Metadata;
 use super::{Address, Name};
 
 /// Envoy's `ClusterLoadAssignment`.
@@ -52,6 +53,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// What the control plane says of it.
     pub health: Health,
+    /// What its transport is chosen by (`envoy.transport_socket_match`).
+    pub transport_metadata: Arc<Metadata>,
 }
 
 /// Envoy's `HealthStatus`, folded to what load balancing does with it.

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::Name;
 use super::route::{RouteConfiguration, WeightedCluster};
+use super::tls::DownstreamTransport;
 
 /// An Envoy listener.
 ///
@@ -197,13 +198,6 @@ pub enum Terminal {
     Http(Arc<HttpConnectionManager>),
 }
 
-/// How the downstream connection is secured.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DownstreamTransport {
-    /// No TLS terminated here.
-    Plain,
-}
-
 /// Envoy's `TcpProxy`.
 #[derive(Debug, Clone)]
 pub struct TcpProxy {
@@ -246,6 +240,9 @@ pub struct HttpConnectionManager {
     pub skip_xff_append: bool,
     /// Proxies between the client and us whose `x-forwarded-for` entries are trusted.
     pub xff_num_trusted_hops: u32,
+    /// Clients of these addresses may steer the mesh by `x-envoy-` headers
+    /// (`internal_address_config`).
+    pub internal_networks: Vec<IpNet>,
     /// A fresh `x-request-id` is made when the request has none (default true).
     pub generate_request_id: bool,
     /// A request's own `x-request-id` is kept even at the edge.
@@ -260,6 +257,8 @@ pub struct HttpConnectionManager {
     pub request_headers_timeout: Option<Duration>,
     /// A connection without streams is closed after this. Envoy's default is 1 h.
     pub idle_timeout: Option<Duration>,
+    /// The longest life of a stream, unless its route says otherwise; `None` is without limit.
+    pub max_stream_duration: Option<Duration>,
     /// A connection is drained after this age.
     pub max_connection_duration: Option<Duration>,
     /// A connection is drained after that many requests; `None` is without limit.

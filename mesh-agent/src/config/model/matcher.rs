@@ -130,6 +130,8 @@ pub enum HeaderKey {
     Authority,
     /// `:scheme`
     Scheme,
+    /// `:status` of a response.
+    Status,
     /// A regular header.
     Header(HeaderName),
 }

@@ -11,7 +11,9 @@ pub mod endpoint;
 pub mod headers;
 pub mod listener;
 pub mod matcher;
+pub mod retry;
 pub mod route;
+pub mod tls;
 pub mod workload;
 
 use std::fmt;

@@ -6,9 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 
+use super::cluster::RoutingPriority;
 use super::domains::DomainIndex;
 use super::headers::HeaderMutations;
 use super::matcher::{HeaderMatcher, QueryMatcher, SafeRegex};
+use super::retry::RetryPolicy;
 use super::{Fraction, Name};
 
 /// Envoy's `RouteConfiguration`.
@@ -92,6 +94,8 @@ pub struct VirtualHost {
     pub include_request_attempt_count: bool,
     /// `x-envoy-attempt-count` to the client.
     pub include_attempt_count_in_response: bool,
+    /// `x-envoy-is-timeout-retry` to the upstream.
+    pub include_is_timeout_retry_header: bool,
 }
 
 /// Envoy's `TlsRequirementType`.
@@ -184,9 +188,28 @@ pub struct Forward {
     pub timeout: Option<Duration>,
     /// Overrides the connection manager's stream idle timeout; `Some(None)` disables it.
     pub idle_timeout: Option<Option<Duration>>,
+    /// What is asked again when it fails.
+    pub retry: Option<Arc<RetryPolicy>>,
+    /// How much of a request's body is kept for another attempt, in bytes.
+    pub buffer_limit: usize,
+    /// Overrides the connection manager's `max_stream_duration`.
+    pub stream_duration: Option<StreamDuration>,
+    /// Whose circuit breakers count.
+    pub priority: RoutingPriority,
     /// Upgrades allowed or refused for this route, overriding the connection manager's;
     /// lower case.
     pub upgrades: Vec<(Arc<str>, bool)>,
+}
+
+/// Envoy's `MaxStreamDuration`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamDuration {
+    /// The longest life of a stream; zero: without limit.
+    pub max: Option<Duration>,
+    /// A request's `grpc-timeout` counts, up to this; zero: however long.
+    pub grpc_timeout_max: Option<Duration>,
+    /// Taken off `grpc-timeout`.
+    pub grpc_timeout_offset: Duration,
 }
 
 /// How the cluster of a request is found.

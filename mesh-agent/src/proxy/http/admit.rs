@@ -1,6 +1,9 @@
 //! What is done to every request before it is routed.
 
+use std::net::IpAddr;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
+use ipnet::IpNet;
 
 use crate::config::model::listener::{HttpConnectionManager, StripPort};
 use crate::config::model::route::without_port;
@@ -61,21 +64,70 @@ fn strip_port(
     strip.then(|| HeaderValue::from_str(bare).ok()).flatten()
 }
 
-/// Headers every request gets.
+/// Headers every request gets (Envoy: `ConnectionManagerUtility::mutateRequestHeaders`).
 fn common(request: &mut Request, hcm: &HttpConnectionManager, connection: &Connection) {
     let headers = &mut request.headers;
-    headers::strip_internal(headers);
-    if hcm.generate_request_id && !headers.contains_key(headers::REQUEST_ID) {
-        headers.insert(headers::REQUEST_ID, headers::request_id());
-    }
+    let hops = hcm.xff_num_trusted_hops as usize;
+    let peer = connection.caught.peer.ip();
+    let scheme = HeaderValue::from_static("http");
+    let client = if hcm.use_remote_address {
+        let alone = !headers.contains_key(headers::FORWARDED_FOR);
+        let trusted = match hops {
+            0 => None,
+            hops => forwarded_for(headers, hops - 1).map(|client| client.address),
+        };
+        if !hcm.skip_xff_append
+            && let Ok(peer) = HeaderValue::try_from(peer.to_string())
+        {
+            headers::append_joined(headers, headers::FORWARDED_FOR, &peer);
+        }
+        if hops == 0 {
+            // Whoever said so before is not trusted.
+            headers.insert(headers::FORWARDED_PROTO, scheme.clone());
+        }
+        Some(Client {
+            address: trusted.unwrap_or(peer),
+            alone,
+        })
+    } else {
+        forwarded_for(headers, hops)
+    };
     if !headers.contains_key(headers::FORWARDED_PROTO) {
-        let scheme = HeaderValue::from_static("http");
         headers.insert(headers::FORWARDED_PROTO, scheme);
     }
-    if hcm.use_remote_address
-        && !hcm.skip_xff_append
-        && let Ok(peer) = HeaderValue::try_from(connection.caught.peer.ip().to_string())
-    {
-        headers::append_joined(headers, headers::FORWARDED_FOR, &peer);
+    let internal = client.is_some_and(|client| {
+        let known = |network: &IpNet| network.contains(&client.address);
+        client.alone && hcm.internal_networks.iter().any(known)
+    });
+    if internal {
+        let yes = HeaderValue::from_static("true");
+        headers.insert(headers::INTERNAL_REQUEST, yes);
+    } else {
+        headers::strip_internal(headers);
     }
+    let at_the_edge = hcm.use_remote_address && !internal;
+    if hcm.generate_request_id
+        && (at_the_edge && !hcm.preserve_external_request_id
+            || !headers.contains_key(headers::REQUEST_ID))
+    {
+        headers.insert(headers::REQUEST_ID, headers::request_id());
+    }
+}
+
+/// Who a request is from, as proxies before say.
+#[derive(Debug, Clone, Copy)]
+struct Client {
+    address: IpAddr,
+    /// Nobody else is named.
+    alone: bool,
+}
+
+/// The last address but `skip` of `x-forwarded-for`.
+fn forwarded_for(headers: &HeaderMap, skip: usize) -> Option<Client> {
+    let list = headers.get(headers::FORWARDED_FOR)?.to_str().ok()?;
+    let address = list.rsplit(',').nth(skip)?.trim().parse().ok()?;
+    Some(Client {
+        address,
+        alone: !list.contains(','),
+    })
 }

@@ -1,17 +1,18 @@
 //! Bodies on their way through: requests' towards upstreams, responses' towards clients.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::Sleep;
 
 use super::h1::client::UpstreamBody;
 use super::h1::server::Wire;
+use super::replay::Replay;
+use super::timeouts::Deadlines;
 use super::upstream::Serving;
 
 /// A request's body.
@@ -25,11 +26,22 @@ pub(super) struct RequestBody {
 enum Source {
     Http1(Rc<Wire>),
     Http2(Incoming),
+    /// Kept in case that it must be sent again.
+    Replay(Replay),
+    #[cfg(test)]
+    Pieces(std::collections::VecDeque<Bytes>),
 }
 
 /// How far a request's body has come; shared with whoever waits for its end.
 #[derive(Debug, Clone)]
-pub(super) struct Progress(Rc<Cell<Stage>>);
+pub(super) struct Progress(Rc<Reading>);
+
+#[derive(Debug)]
+struct Reading {
+    stage: Cell<Stage>,
+    /// Who waits for the end; a body may be read by another task.
+    waiting: RefCell<Option<Waker>>,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -41,12 +53,33 @@ enum Stage {
 impl Progress {
     /// Whether all of it was read.
     pub(super) fn ended(&self) -> bool {
-        self.0.get() == Stage::Ended
+        self.0.stage.get() == Stage::Ended
     }
 
     /// Whether the client broke the protocol or left in the middle of it.
     pub(super) fn broken(&self) -> bool {
-        self.0.get() == Stage::Broken
+        self.0.stage.get() == Stage::Broken
+    }
+
+    /// Ready when the whole body was read.
+    pub(super) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.ended() {
+            return Poll::Ready(());
+        }
+        let mut waiting = self.0.waiting.borrow_mut();
+        match &mut *waiting {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => *waiting = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    fn set(&self, stage: Stage) {
+        if self.0.stage.replace(stage) != stage
+            && let Some(waker) = self.0.waiting.take()
+        {
+            waker.wake();
+        }
     }
 }
 
@@ -67,8 +100,26 @@ impl RequestBody {
         let stage = if ended { Stage::Ended } else { Stage::Reading };
         Self {
             source,
-            progress: Progress(Rc::new(Cell::new(stage))),
+            progress: Progress(Rc::new(Reading {
+                stage: Cell::new(stage),
+                waiting: RefCell::default(),
+            })),
         }
+    }
+
+    /// One attempt's reading of a body that is kept.
+    pub(super) fn replay(replay: Replay, progress: Progress) -> Self {
+        Self {
+            source: Source::Replay(replay),
+            progress,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_pieces(pieces: impl Iterator<Item = Bytes>) -> Self {
+        let pieces: std::collections::VecDeque<Bytes> = pieces.collect();
+        let ended = pieces.is_empty();
+        Self::new(Source::Pieces(pieces), ended)
     }
 
     pub(super) fn progress(&self) -> Progress {
@@ -93,11 +144,15 @@ impl Body for RequestBody {
                 let frame = ready!(Pin::new(body).poll_frame(cx));
                 frame.map(|frame| frame.map_err(io::Error::other))
             }
+            // The body it reads keeps the progress.
+            Source::Replay(replay) => return replay.poll_frame(cx),
+            #[cfg(test)]
+            Source::Pieces(pieces) => pieces.pop_front().map(|piece| Ok(Frame::data(piece))),
         };
         if matches!(frame, Some(Err(_))) {
-            self.progress.0.set(Stage::Broken);
+            self.progress.set(Stage::Broken);
         } else if frame.is_none() || self.is_end_stream() {
-            self.progress.0.set(Stage::Ended);
+            self.progress.set(Stage::Ended);
         }
         Poll::Ready(frame)
     }
@@ -106,6 +161,9 @@ impl Body for RequestBody {
         match &self.source {
             Source::Http1(wire) => wire.body_ended(),
             Source::Http2(body) => body.is_end_stream(),
+            Source::Replay(replay) => replay.is_end_stream(),
+            #[cfg(test)]
+            Source::Pieces(pieces) => pieces.is_empty(),
         }
     }
 
@@ -113,6 +171,9 @@ impl Body for RequestBody {
         match &self.source {
             Source::Http1(wire) => wire.body_size(),
             Source::Http2(body) => body.size_hint(),
+            Source::Replay(replay) => replay.size_hint(),
+            #[cfg(test)]
+            Source::Pieces(_) => SizeHint::default(),
         }
     }
 }
@@ -130,8 +191,8 @@ pub(super) enum ProxyBody {
 #[derive(Debug)]
 pub(super) struct Streamed {
     pub(super) body: UpstreamStream,
-    /// The route's timeout, still running while the body streams.
-    pub(super) deadline: Option<Pin<Box<Sleep>>>,
+    /// Still running while the body streams.
+    pub(super) deadlines: Deadlines,
     /// Counts the request until its last byte.
     pub(super) serving: Serving,
 }
@@ -152,7 +213,7 @@ pub(super) enum UpstreamStream {
 pub(super) enum BodyError {
     #[error("the upstream broke off: {0}")]
     Upstream(io::Error),
-    #[error("the route's timeout ended the response")]
+    #[error("a timeout of the route ended the response")]
     Timeout,
 }
 
@@ -182,14 +243,11 @@ impl Body for ProxyBody {
             Poll::Ready(frame) => {
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Upstream)))
             }
-            Poll::Pending => match &mut streamed.deadline {
-                Some(deadline) => {
-                    ready!(deadline.as_mut().poll(cx));
-                    streamed.serving.timed_out();
-                    Poll::Ready(Some(Err(BodyError::Timeout)))
-                }
-                None => Poll::Pending,
-            },
+            Poll::Pending => {
+                ready!(streamed.deadlines.poll(cx));
+                streamed.serving.timed_out();
+                Poll::Ready(Some(Err(BodyError::Timeout)))
+            }
         }
     }
 

@@ -9,10 +9,13 @@ use crate::config::model::route::{ClusterSpecifier, Forward};
 use crate::proxy::lb;
 use crate::proxy::stats::count;
 
+use super::attempts::{Attempts, none_healthy};
 use super::body::{ProxyBody, RequestBody, Streamed, UpstreamStream};
 use super::exchange::{Exchange, announces_empty_body};
 use super::message::{Reply, Request, text};
-use super::reply::local;
+use super::reply::{local, with_body};
+use super::retry::Retry;
+use super::timeouts::{Deadlines, Timeouts};
 use super::upstream::{Answer, Failure, Serving};
 use super::{headers, rewrite, upgrade};
 
@@ -48,72 +51,43 @@ impl Exchange<'_> {
             Some(asked) => self.finish(reply, asked, weighted, name, upstream),
             None => reply,
         };
+        let started = Instant::now();
+        let progress = body.progress();
+        let timeouts = Timeouts::of(forward, self.hcm, &mut request.headers);
+        let retry = Retry::of(forward, &mut request);
         let Some(target) = lb::pick(
             cluster,
             &lb::Asked::request(self.connection.caught.destination, &request.headers),
         ) else {
             count(&cluster.state.stats.upstream_cx_none_healthy);
-            let reply = local(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream");
-            return finish(reply, None);
+            return finish(none_healthy(), None);
         };
-        let upstream = Some(target.address());
         let upgrade = upgrade::wanted(&request).cloned();
         headers::strip_hop_by_hop(&mut request.headers);
         self.mutate_request(&mut request, weighted, name);
         let new_path = rewrite::path(request.path.as_str(), &self.route.matcher.path, forward);
         let new_host = rewrite::host(forward, weighted, &target, &request.headers);
         if rewrite::apply(&mut request, new_host, new_path, forward).is_err() {
-            return finish(local(StatusCode::BAD_REQUEST, ""), upstream);
+            let reply = local(StatusCode::BAD_REQUEST, "");
+            return finish(reply, Some(target.address()));
         }
-        self.announce(&mut request, forward, upgrade.as_ref(), &body);
-        let Some(serving) = Serving::begin(cluster, &target) else {
-            return finish(failed(&Failure::Overflow), upstream);
+        let timeouts = Timeouts {
+            request: timeouts.request.filter(|_| upgrade.is_none()),
+            ..timeouts
         };
-        let limit = forward.timeout.filter(|_| upgrade.is_none());
-        let reply = self.sent(&serving, request, body, limit).await;
-        finish(reply, upstream)
-    }
-
-    /// The response, or what stands in for it.
-    async fn sent(
-        &self,
-        serving: &Serving,
-        request: Request,
-        body: RequestBody,
-        limit: Option<Duration>,
-    ) -> Reply {
-        let started = Instant::now();
-        let mut deadline = limit.map(|limit| Box::pin(tokio::time::sleep_until(started + limit)));
-        let sent = {
-            let mut sending = std::pin::pin!(self.send(serving, request, body));
-            std::future::poll_fn(|cx| {
-                if let std::task::Poll::Ready(sent) = sending.as_mut().poll(cx) {
-                    return std::task::Poll::Ready(Some(sent));
-                }
-                match &mut deadline {
-                    Some(deadline) => deadline.as_mut().poll(cx).map(|()| None),
-                    None => std::task::Poll::Pending,
-                }
-            })
-            .await
+        self.announce(&mut request, forward, &timeouts, upgrade.as_ref(), &body);
+        let attempts = Attempts {
+            exchange: self,
+            cluster,
+            forward,
+            weighted,
+            timeouts,
+            retry: retry.filter(|_| upgrade.is_none()),
+            progress,
+            started,
         };
-        let mut reply = match sent {
-            Some(Ok(answer)) => answered(answer, started, deadline, serving),
-            Some(Err(failure)) => {
-                serving.failed();
-                failed(&failure)
-            }
-            None => {
-                serving.timed_out();
-                local(StatusCode::GATEWAY_TIMEOUT, "upstream request timeout")
-            }
-        };
-        serving.responded(reply.status);
-        if self.host.include_attempt_count_in_response {
-            let one = HeaderValue::from_static("1");
-            reply.headers.insert(headers::ATTEMPT_COUNT, one);
-        }
-        reply
+        let (reply, from) = attempts.run(target, request, body).await;
+        finish(reply, from.map(|target| target.address()))
     }
 
     /// Headers that tell the upstream of this hop.
@@ -121,6 +95,7 @@ impl Exchange<'_> {
         &self,
         request: &mut Request,
         forward: &Forward,
+        timeouts: &Timeouts,
         upgrade: Option<&HeaderValue>,
         body: &RequestBody,
     ) {
@@ -132,7 +107,12 @@ impl Exchange<'_> {
             let zero = HeaderValue::from_static("0");
             request.headers.insert(header::CONTENT_LENGTH, zero);
         }
-        if let Some(timeout) = forward.timeout {
+        // An upgrade is told the route's timeout although none is held against it.
+        let expected = match upgrade {
+            Some(_) => forward.timeout,
+            None => timeouts.expected(Duration::ZERO),
+        };
+        if let Some(timeout) = expected {
             let milliseconds = HeaderValue::from(timeout.as_millis() as u64);
             request
                 .headers
@@ -146,10 +126,10 @@ impl Exchange<'_> {
 }
 
 /// A response as the client gets it.
-fn answered(
+pub(super) fn answered(
     answer: Answer,
     started: Instant,
-    deadline: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+    deadlines: Deadlines,
     serving: &Serving,
 ) -> Reply {
     let Answer {
@@ -164,6 +144,7 @@ fn answered(
             status,
             headers,
             body: ProxyBody::Own(None),
+            expired: false,
             tunnel: body.into_tunnel().map(Box::new),
         };
     }
@@ -175,36 +156,43 @@ fn answered(
         headers,
         body: ProxyBody::Upstream(Box::new(Streamed {
             body,
-            deadline,
+            deadlines,
             serving: serving.clone(),
         })),
+        expired: false,
         tunnel: None,
     }
 }
 
 /// Envoy's answer when there is none from upstream.
-fn failed(failure: &Failure) -> Reply {
-    let (status, text) = match failure {
-        Failure::Connect => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
-        ),
-        Failure::Reset => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "upstream connect error or disconnect/reset before headers. reset reason: connection termination",
-        ),
-        Failure::Protocol => (
-            StatusCode::BAD_GATEWAY,
-            "upstream connect error or disconnect/reset before headers. reset reason: protocol error",
-        ),
-        Failure::Overflow => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "upstream connect error or disconnect/reset before headers. reset reason: overflow",
-        ),
-        Failure::Client => (StatusCode::BAD_REQUEST, ""),
+pub(super) fn failed(failure: Failure, retried: bool) -> Reply {
+    let reason = match failure {
+        Failure::Connect => "remote connection failure",
+        Failure::ConnectTimeout => "connection timeout",
+        Failure::Reset => "connection termination",
+        Failure::RemoteReset => "remote reset",
+        Failure::Refused => "remote refused stream reset",
+        Failure::Protocol => "protocol error",
+        Failure::Overflow => "overflow",
+        Failure::Client => return local(StatusCode::BAD_REQUEST, ""),
     };
-    let mut reply = local(status, text);
-    if matches!(failure, Failure::Overflow) {
+    let status = match failure {
+        Failure::Protocol => StatusCode::BAD_GATEWAY,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let again = if retried {
+        "retried and the latest "
+    } else {
+        ""
+    };
+    let mut reply = with_body(
+        status,
+        format!(
+            "upstream connect error or disconnect/reset before headers. {again}reset reason: {reason}"
+        )
+        .into(),
+    );
+    if failure == Failure::Overflow {
         let yes = HeaderValue::from_static("true");
         reply.headers.insert(headers::OVERLOADED, yes);
     }

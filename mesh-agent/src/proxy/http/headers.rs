@@ -12,6 +12,8 @@ use crate::config::model::headers::{AppendAction, FormatPart, HeaderMutations, H
 
 /// `x-request-id`
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// `x-envoy-internal`
+pub(super) const INTERNAL_REQUEST: HeaderName = HeaderName::from_static("x-envoy-internal");
 /// `x-forwarded-proto`
 pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// `x-forwarded-for`
@@ -31,6 +33,8 @@ pub(super) const SERVICE_TIME: HeaderName =
 /// `x-envoy-attempt-count`
 pub(super) const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
+/// `x-envoy-is-timeout-retry`
+pub(super) const IS_TIMEOUT_RETRY: HeaderName = HeaderName::from_static("x-envoy-is-timeout-retry");
 /// `x-envoy-overloaded`
 pub(super) const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 

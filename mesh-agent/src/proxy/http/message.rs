@@ -24,6 +24,8 @@ pub(super) struct Reply {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: ProxyBody,
+    /// The longest life of the stream is over.
+    pub(super) expired: bool,
     /// The upstream's side of an upgraded connection.
     pub(super) tunnel: Option<Box<Tunnel>>,
 }

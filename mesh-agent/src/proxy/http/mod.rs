@@ -2,6 +2,7 @@
 
 mod admit;
 mod alarm;
+mod attempts;
 mod body;
 mod date;
 mod exchange;
@@ -13,9 +14,12 @@ mod message;
 mod normal;
 pub(super) mod pool;
 mod redirect;
+mod replay;
 mod reply;
+mod retry;
 mod rewrite;
 mod router;
+mod timeouts;
 mod upgrade;
 mod upstream;
 
@@ -32,6 +36,7 @@ use super::accept::Caught;
 use super::sniff::{PREFACE, Prefixed};
 use super::worker::Context;
 use body::Progress;
+pub(super) use retry::Tried;
 
 /// Which filter chain a connection was given to.
 #[derive(Debug, Clone)]

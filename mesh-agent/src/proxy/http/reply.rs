@@ -12,6 +12,9 @@ const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
+/// gRPC's status of a call that took too long.
+const DEADLINE_EXCEEDED: u16 = 4;
+
 /// Why a request is not taken; the connection ends with the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Refusal {
@@ -55,6 +58,7 @@ pub(super) fn with_body(status: StatusCode, body: Bytes) -> Reply {
         status,
         headers,
         body: ProxyBody::Own((!body.is_empty()).then_some(body)),
+        expired: false,
         tunnel: None,
     }
 }
@@ -78,7 +82,12 @@ pub(super) fn for_grpc(reply: &mut Reply) {
     let headers = &mut reply.headers;
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONTENT_TYPE, GRPC);
-    headers.insert(GRPC_STATUS, HeaderValue::from(grpc_status(status)));
+    let status = if reply.expired {
+        DEADLINE_EXCEEDED
+    } else {
+        grpc_status(status)
+    };
+    headers.insert(GRPC_STATUS, HeaderValue::from(status));
     if let Some(message) = message
         && let Ok(message) = HeaderValue::try_from(percent_encoded(&message))
     {

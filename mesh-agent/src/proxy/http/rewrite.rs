@@ -89,6 +89,21 @@ pub(super) fn host(
     }
 }
 
+/// The host of another attempt, where it is the chosen endpoint's.
+pub(super) fn authority_of(
+    forward: &Forward,
+    weighted: Option<&WeightedCluster>,
+    target: &Target,
+) -> Option<HeaderValue> {
+    let literal = weighted.is_some_and(|weighted| weighted.host_rewrite.is_some());
+    match (&forward.host_rewrite, target) {
+        (HostRewrite::Auto, Target::Host(host)) if !literal && !host.hostname.is_empty() => {
+            HeaderValue::from_str(&host.hostname).ok()
+        }
+        _ => None,
+    }
+}
+
 /// The route's rewrite makes a path that no request can have.
 #[derive(Debug)]
 pub(super) struct Unwritable;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use http::Method;
+use http::{HeaderMap, Method, StatusCode};
 
 use super::message::{Request, text};
 use super::reply::is_grpc;
@@ -38,7 +38,7 @@ fn matches(matcher: &RouteMatch, request: &View<'_>) -> bool {
         && matcher
             .headers
             .iter()
-            .all(|header| header_matches(header, request))
+            .all(|header| header_matches(header, request.request))
         && (matcher.query.is_empty() || query_matches(&matcher.query, request))
         && (!matcher.grpc || is_grpc(&request.request.headers))
         && matcher
@@ -76,14 +76,14 @@ fn path_matches(matcher: &RouteMatch, request: &View<'_>) -> bool {
 
 /// A header that came several times matches if one of its values does; inversion comes last
 /// (Envoy 1.40).
-fn header_matches(matcher: &HeaderMatcher, request: &View<'_>) -> bool {
-    let request = request.request;
+pub(super) fn header_matches(matcher: &HeaderMatcher, request: &Request) -> bool {
     let one = |value: &str| value_matches(matcher, std::iter::once(value.into()));
     match &matcher.name {
         HeaderKey::Method => one(request.method.as_str()),
         HeaderKey::Path => one(request.path.as_str()),
         HeaderKey::Authority => one(text(&request.authority)),
         HeaderKey::Scheme => one(request.scheme),
+        HeaderKey::Status => value_matches(matcher, std::iter::empty()),
         HeaderKey::Header(name) => {
             let values = request.headers.get_all(name).iter();
             value_matches(
@@ -91,6 +91,27 @@ fn header_matches(matcher: &HeaderMatcher, request: &View<'_>) -> bool {
                 values.map(|value| String::from_utf8_lossy(value.as_bytes())),
             )
         }
+    }
+}
+
+/// As [`header_matches`], for a response.
+pub(super) fn response_header_matches(
+    matcher: &HeaderMatcher,
+    headers: &HeaderMap,
+    status: StatusCode,
+) -> bool {
+    match &matcher.name {
+        HeaderKey::Status => {
+            value_matches(matcher, std::iter::once(status.as_str().to_owned().into()))
+        }
+        HeaderKey::Header(name) => {
+            let values = headers.get_all(name).iter();
+            value_matches(
+                matcher,
+                values.map(|value| String::from_utf8_lossy(value.as_bytes())),
+            )
+        }
+        _ => value_matches(matcher, std::iter::empty()),
     }
 }
 

@@ -1,15 +1,17 @@
 //! A request over a pooled or a new connection.
 
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 
-use crate::config::model::cluster::{Http2Options, UpstreamProtocol};
+use crate::config::model::cluster::{Http2Options, RoutingPriority, UpstreamProtocol};
 use crate::proxy::lb::{InFlight, Target};
 use crate::proxy::stats::count;
 use crate::proxy::tcp::{self, ConnectError, Open};
 use crate::snapshot::ClusterView;
+use crate::snapshot::breakers::Held;
 
 use super::body::{RequestBody, UpstreamStream};
 use super::exchange::Exchange;
@@ -29,8 +31,14 @@ pub(super) struct Answer {
 pub(super) enum Failure {
     /// No connection could be made.
     Connect,
+    /// No connection stood in time.
+    ConnectTimeout,
     /// The connection ended before the response's headers.
     Reset,
+    /// The upstream reset the stream.
+    RemoteReset,
+    /// The upstream did not take the stream.
+    Refused,
     /// What came back is no response.
     Protocol,
     /// A circuit breaker is open.
@@ -47,15 +55,20 @@ pub(super) struct Serving(Rc<Flight>);
 struct Flight {
     cluster: Arc<ClusterView>,
     target: Target,
+    priority: RoutingPriority,
     _in_flight: InFlight,
+    _held: Held,
 }
 
 impl Serving {
     /// Counts it; `None`: `max_requests` are in flight already.
-    pub(super) fn begin(cluster: &Arc<ClusterView>, target: &Target) -> Option<Self> {
+    pub(super) fn begin(
+        cluster: &Arc<ClusterView>,
+        target: &Target,
+        priority: RoutingPriority,
+    ) -> Option<Self> {
         let stats = &cluster.state.stats;
-        let limit = cluster.config.circuit_breakers.default.max_requests;
-        let Some(in_flight) = InFlight::within(cluster, target, limit) else {
+        let Some(held) = cluster.breakers.of(priority).hold_request() else {
             count(&stats.upstream_rq_pending_overflow);
             return None;
         };
@@ -66,7 +79,9 @@ impl Serving {
         Some(Self(Rc::new(Flight {
             cluster: cluster.clone(),
             target: target.clone(),
-            _in_flight: in_flight,
+            priority,
+            _in_flight: InFlight::begin(cluster, target),
+            _held: held,
         })))
     }
 
@@ -82,6 +97,17 @@ impl Serving {
             } else {
                 count(&host.state.rq_success);
             }
+        }
+    }
+
+    /// The response will be followed by another attempt.
+    pub(super) fn retried(&self, status: StatusCode) {
+        let class = usize::from(status.as_u16() / 100);
+        if let Some(counter) = self.0.cluster.state.stats.retry_upstream_rq_xx.get(class) {
+            count(counter);
+        }
+        if let Target::Host(host) = &self.0.target {
+            count(&host.state.rq_error);
         }
     }
 
@@ -101,12 +127,14 @@ impl Serving {
 }
 
 impl Exchange<'_> {
-    /// Sends the request and waits for the response's headers.
+    /// Sends the request and waits for the response's headers. `last`: the request need not be
+    /// kept for another attempt.
     pub(super) async fn send(
         &self,
         serving: &Serving,
-        request: Request,
+        request: &mut Request,
         body: RequestBody,
+        last: bool,
     ) -> Result<Answer, Failure> {
         let cluster = &serving.0.cluster;
         let http2 = match &cluster.config.protocol {
@@ -117,7 +145,10 @@ impl Exchange<'_> {
             _ => None,
         };
         match http2 {
-            Some(options) => self.send_http2(serving, options, request, body).await,
+            Some(options) => {
+                let message = http2_request(request, body, last).ok_or(Failure::Client)?;
+                self.send_http2(serving, options, message).await
+            }
             None => self.send_http1(serving, request, body).await,
         }
     }
@@ -133,7 +164,7 @@ impl Exchange<'_> {
     async fn send_http1(
         &self,
         serving: &Serving,
-        request: Request,
+        request: &Request,
         mut body: RequestBody,
     ) -> Result<Answer, Failure> {
         let cluster = &serving.0.cluster;
@@ -154,7 +185,7 @@ impl Exchange<'_> {
                 key: key.clone(),
                 max_requests: cluster.config.max_requests_per_connection,
             };
-            match exchange(connection, home, &request, body).await {
+            match exchange(connection, home, request, body).await {
                 Ok(response) => {
                     return Ok(Answer {
                         status: response.status,
@@ -180,12 +211,10 @@ impl Exchange<'_> {
         &self,
         serving: &Serving,
         options: &Http2Options,
-        request: Request,
-        body: RequestBody,
+        mut request: http::Request<RequestBody>,
     ) -> Result<Answer, Failure> {
         let worker = &self.connection.context;
         let key = self.key(serving);
-        let mut request = http2_request(request, body).ok_or(Failure::Client)?;
         for fresh in [false, true] {
             let known = if fresh {
                 None
@@ -218,7 +247,7 @@ impl Exchange<'_> {
                 }
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if !is_new => request = unsent,
-                    _ => return Err(Failure::Reset),
+                    _ => return Err(reset_by(&error.into_error())),
                 },
             }
         }
@@ -227,29 +256,57 @@ impl Exchange<'_> {
 
     async fn connect(&self, serving: &Serving) -> Result<(tokio::net::TcpStream, Open), Failure> {
         let (cluster, target) = (&serving.0.cluster, &serving.0.target);
-        tcp::connect(cluster, target, &self.connection.caught).await.map_err(|error| {
+        tcp::connect(cluster, target, serving.0.priority, &self.connection.caught).await.map_err(|error| {
             tracing::debug!(cluster = %cluster.config.name, address = %target.address(), %error, "connect failed");
             match error {
                 ConnectError::Overflow => Failure::Overflow,
+                ConnectError::Io(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    Failure::ConnectTimeout
+                }
                 ConnectError::Io(_) => Failure::Connect,
             }
         })
     }
 }
 
+/// What ended an HTTP/2 stream.
+fn reset_by(error: &hyper::Error) -> Failure {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            return match error.reason() {
+                Some(h2::Reason::REFUSED_STREAM) => Failure::Refused,
+                _ if error.is_reset() && error.is_remote() => Failure::RemoteReset,
+                _ if error.is_reset() => Failure::Protocol,
+                _ => Failure::Reset,
+            };
+        }
+        source = error.source();
+    }
+    Failure::Reset
+}
+
 /// The request in the form of HTTP/2: scheme, authority and path. `None`: a part of it has no
 /// such form.
-fn http2_request(request: Request, body: RequestBody) -> Option<http::Request<RequestBody>> {
+fn http2_request(
+    request: &mut Request,
+    body: RequestBody,
+    last: bool,
+) -> Option<http::Request<RequestBody>> {
     let mut uri = Uri::builder().authority(request.authority.as_bytes());
     if request.method != Method::CONNECT {
         uri = uri
             .scheme(request.scheme)
             .path_and_query(request.path.as_str());
     }
-    let mut headers = request.headers;
+    let mut headers = if last {
+        std::mem::take(&mut request.headers)
+    } else {
+        request.headers.clone()
+    };
     headers.remove(header::CONNECTION);
     let mut message = http::Request::new(body);
-    *message.method_mut() = request.method;
+    *message.method_mut() = request.method.clone();
     *message.uri_mut() = uri.build().ok()?;
     *message.version_mut() = Version::HTTP_2;
     *message.headers_mut() = headers;

@@ -6,11 +6,13 @@ use std::sync::atomic::Ordering;
 
 use tokio::net::TcpStream;
 
+use crate::config::model::cluster::RoutingPriority;
 use crate::proxy::accept::Caught;
 use crate::proxy::lb::Target;
 use crate::proxy::stats::count;
 use crate::proxy::upstream::{self, Options};
 use crate::snapshot::ClusterView;
+use crate::snapshot::breakers::Held;
 use crate::snapshot::cluster::{ClusterState, ClusterStats};
 
 /// Why there is no upstream connection.
@@ -32,10 +34,11 @@ pub(in crate::proxy) enum ConnectError {
 pub(in crate::proxy) async fn connect(
     cluster: &ClusterView,
     target: &Target,
+    priority: RoutingPriority,
     caught: &Caught,
 ) -> Result<(TcpStream, Open), ConnectError> {
     let stats = &cluster.state.stats;
-    let Some(open) = Open::within_limit(cluster, target) else {
+    let Some(open) = Open::within_limit(cluster, target, priority) else {
         count(&stats.upstream_cx_overflow);
         return Err(ConnectError::Overflow);
     };
@@ -44,7 +47,12 @@ pub(in crate::proxy) async fn connect(
         count(&host.state.cx_total);
     }
     let options = Options::from(&*cluster.config);
-    match upstream::connect(&caught.pod, target.address(), &options).await {
+    let connected = if target.transport(cluster).is_plain() {
+        upstream::connect(&caught.pod, target.address(), &options).await
+    } else {
+        Err(io::Error::other("the pod has no certificate for TLS yet"))
+    };
+    match connected {
         Ok(stream) => Ok((stream, open)),
         Err(error) => {
             count(&stats.upstream_cx_connect_fail);
@@ -64,25 +72,26 @@ pub(in crate::proxy) async fn connect(
 pub(in crate::proxy) struct Open {
     cluster: Arc<ClusterState>,
     target: Target,
+    _held: Held,
 }
 
 impl Open {
     /// Reserves a place under `max_connections`: of many that ask at once no more get one than
     /// there are.
-    fn within_limit(cluster: &ClusterView, target: &Target) -> Option<Self> {
-        let limit = u64::from(cluster.config.circuit_breakers.default.max_connections);
-        let active = &cluster.state.stats.upstream_cx_active;
-        active
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |active| {
-                (active < limit).then_some(active + 1)
-            })
-            .ok()?;
+    fn within_limit(
+        cluster: &ClusterView,
+        target: &Target,
+        priority: RoutingPriority,
+    ) -> Option<Self> {
+        let held = cluster.breakers.of(priority).hold_connection()?;
+        count(&cluster.state.stats.upstream_cx_active);
         if let Target::Host(host) = target {
             count(&host.state.cx_active);
         }
         Some(Self {
             cluster: cluster.state.clone(),
             target: target.clone(),
+            _held: held,
         })
     }
 

@@ -14,6 +14,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::config::model::Name;
+use crate::config::model::cluster::RoutingPriority;
 use crate::config::model::listener::TcpProxy;
 use crate::snapshot::View;
 
@@ -66,7 +67,7 @@ async fn connect_upstream(
     caught: &Caught,
     view: &Arc<View>,
     proxy: &TcpProxy,
-) -> Option<(TcpStream, Open, Option<InFlight>)> {
+) -> Option<(TcpStream, Open, InFlight)> {
     let name = pick_cluster(proxy);
     let Some(cluster) = view.clusters.get(name) else {
         count(&context.shared.stats.no_cluster);
@@ -78,8 +79,8 @@ async fn connect_upstream(
             return None;
         };
         // No limit: requests are HTTP's (Envoy: `enforceMaxRequests`).
-        let in_flight = InFlight::within(cluster, &target, u32::MAX);
-        match connect(cluster, &target, caught).await {
+        let in_flight = InFlight::begin(cluster, &target);
+        match connect(cluster, &target, RoutingPriority::Default, caught).await {
             Ok((stream, open)) => return Some((stream, open, in_flight)),
             Err(error) => {
                 let address = target.address();

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use crate::config::model::endpoint::Locality;
 
+use crate::config::model::tls::UpstreamTransport;
+
 use super::*;
 
 const SETTINGS: Settings = Settings {
@@ -39,6 +41,7 @@ fn placed(
         }),
         locality_weight,
         health,
+        transport: UpstreamTransport::Plain,
         state: Arc::default(),
     })
 }
@@ -193,4 +196,22 @@ fn nothing_is_nobody() {
         assert!(balancer.shares(LbPolicy::RoundRobin).is_empty());
     }
     assert!(Balancer::default().pool(0).is_none());
+}
+
+#[test]
+fn a_retry_leaves_the_priorities_that_were_tried() {
+    let hosts = vec![
+        vec![host(1, 1, WELL)],
+        vec![host(2, 1, WELL)],
+        vec![host(3, 1, SICK)],
+    ];
+    let balancer = Balancer::new(&hosts, &SETTINGS);
+    let port = |excluded: &[usize]| {
+        let pool = balancer.pool_without(7, excluded).expect("somebody");
+        pool.round_robin().address.port()
+    };
+    assert_eq!(port(&[]), 1);
+    assert_eq!(port(&[0]), 2);
+    // Nobody is left: everybody is asked again.
+    assert_eq!(port(&[0, 1]), 1);
 }

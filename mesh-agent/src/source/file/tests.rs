@@ -165,10 +165,10 @@ fn a_wrong_type() {
 fn what_would_be_without_effect_is_refused() {
     let bad = errors(&with(
         "route: {cluster: reviews-v2}",
-        "route: {cluster: reviews-v2, retry_policy: {num_retries: 3}}",
+        "route: {cluster: reviews-v2, hedge_policy: {initial_requests: 3}}",
     ));
     assert!(
-        bad[0].contains("retry_policy is not supported yet"),
+        bad[0].contains("hedge_policy is not supported yet"),
         "{bad:?}"
     );
     assert!(bad[0].starts_with("mesh.yaml:22:"), "{bad:?}");

@@ -216,6 +216,7 @@ async fn one(
         mut headers,
         mut body,
         tunnel,
+        ..
     } = reply;
     // What follows CONNECT is not HTTP.
     let keep_alive = keep_alive
