@@ -8,37 +8,78 @@ use anyhow::Result;
 use crate::sh::{run, say, which};
 use crate::workspace;
 
+/// A program that tests talk to.
+struct Program {
+    /// Its file below `tools/`, and what people call it.
+    name: &'static str,
+    /// Names one that was built elsewhere.
+    variable: &'static str,
+    /// Its module below `mesh-testbed/interop`.
+    module: &'static str,
+    /// How long the first build takes.
+    takes: &'static str,
+}
+
 /// The management server on go-control-plane; `None`, with a line that says why, if it cannot be
 /// built.
 pub(crate) fn control_plane() -> Option<PathBuf> {
-    let named = std::env::var_os("MESH_GO_CONTROL_PLANE").filter(|path| !path.is_empty());
+    find(&Program {
+        name: "go-control-plane",
+        variable: "MESH_GO_CONTROL_PLANE",
+        module: "",
+        takes: "a minute",
+    })
+}
+
+/// Istio's discovery server; likewise.
+pub(crate) fn istiod() -> Option<PathBuf> {
+    find(&Program {
+        name: "istiod",
+        variable: "MESH_ISTIOD",
+        module: "istiod",
+        takes: "five minutes and 3 GB",
+    })
+}
+
+fn find(program: &Program) -> Option<PathBuf> {
+    let named = std::env::var_os(program.variable).filter(|path| !path.is_empty());
     if let Some(path) = named {
         return Some(path.into());
     }
+    let name = program.name;
     if which("go").is_none() {
-        say("no Go, the tests with go-control-plane are skipped; type: apt-get install golang");
+        say(&format!(
+            "no Go, the tests with {name} are skipped; type: apt-get install golang"
+        ));
         return None;
     }
-    match build() {
-        Ok(program) => Some(program),
+    match build(program) {
+        Ok(path) => Some(path),
         Err(error) => {
             say(&format!(
-                "go-control-plane cannot be built, its tests are skipped: {error:#}"
+                "{name} cannot be built, its tests are skipped: {error:#}"
             ));
             None
         }
     }
 }
 
-fn build() -> Result<PathBuf> {
-    let program = workspace::target_dir().join("tools/go-control-plane");
-    if !program.is_file() {
-        say("go-control-plane from the Go module proxy (the first time takes a minute)");
+fn build(program: &Program) -> Result<PathBuf> {
+    let path = workspace::target_dir().join("tools").join(program.name);
+    if !path.is_file() {
+        say(&format!(
+            "{} from the Go module proxy (the first time takes {})",
+            program.name, program.takes
+        ));
     }
     run(Command::new("go")
-        .current_dir(workspace::root().join("mesh-testbed/interop"))
-        .args(["build", "-o"])
-        .arg(&program)
+        .current_dir(
+            workspace::root()
+                .join("mesh-testbed/interop")
+                .join(program.module),
+        )
+        .args(["build", "-buildvcs=false", "-ldflags", "-s -w", "-o"])
+        .arg(&path)
         .arg("."))?;
-    Ok(program)
+    Ok(path)
 }

@@ -92,10 +92,12 @@ pub(crate) fn run(part: Option<Part>) -> Result<()> {
             let envoy = envoy::ensure().unwrap_or_default();
             let python = python::ensure().unwrap_or_default();
             let control_plane = golang::control_plane().unwrap_or_default();
+            let istiod = golang::istiod().unwrap_or_default();
             let peers = [
                 ("ENVOY_BIN", envoy.as_os_str()),
                 ("MESH_PYTHON", python.as_os_str()),
                 ("MESH_GO_CONTROL_PLANE", control_plane.as_os_str()),
+                ("MESH_ISTIOD", istiod.as_os_str()),
             ];
             targets(&interop, &peers, &skip_log)
         });

@@ -125,7 +125,7 @@ const UNDERSTOOD: &[Entry] = &[
         "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite \
          regex_rewrite host_rewrite_literal auto_host_rewrite host_rewrite_header \
          append_x_forwarded_host timeout idle_timeout upgrade_configs priority retry_policy \
-         max_stream_duration",
+         max_stream_duration max_grpc_timeout",
         "",
     ),
     (

@@ -15,13 +15,19 @@ pub(crate) struct Traffic {
 
 impl Traffic {
     pub(crate) fn start(client: &Pod, to: SocketAddr) -> Result<Self> {
+        Self::of_host(client, to, "web")
+    }
+
+    /// Requests to this host.
+    pub(crate) fn of_host(client: &Pod, to: SocketAddr, host: &str) -> Result<Self> {
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
         let mut talk = Talk::start(client)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             let (mut right, mut wrong) = (0, Vec::new());
             while !stopped.load(Ordering::Relaxed) {
-                let answers = talk.ask(to, b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")?;
+                let answers = talk.ask(to, request.as_bytes())?;
                 match answers.responses.first() {
                     Some(response) if response.status == 200 && response.whole => right += 1,
                     _ => wrong.push(format!("{answers:?}")),

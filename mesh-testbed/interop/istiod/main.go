@@ -50,7 +50,7 @@ func run() error {
 	options := log.DefaultOptions()
 	// What is said on stdout is for the test.
 	options.OutputPaths = []string{"stderr"}
-	options.SetDefaultOutputLevel("all", log.WarnLevel)
+	options.SetDefaultOutputLevel("all", log.ErrorLevel)
 	if err := log.Configure(options); err != nil {
 		return err
 	}

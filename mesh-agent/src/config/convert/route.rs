@@ -474,6 +474,7 @@ fn forward(message: &pb::RouteAction, path: &str, problems: &mut Problems) -> Op
             &format!("{path}.timeout"),
             problems,
         ),
+        grpc_timeout_max: grpc_timeout_max(message, path, problems),
         idle_timeout,
         retry: message.retry_policy.as_ref().map(|policy| {
             Arc::new(retry::convert(
@@ -500,6 +501,21 @@ fn forward(message: &pb::RouteAction, path: &str, problems: &mut Problems) -> Op
             })
             .collect(),
     })
+}
+
+/// Deprecated in Envoy, and what istiod sends.
+#[expect(deprecated)]
+fn grpc_timeout_max(
+    message: &pb::RouteAction,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<Duration> {
+    let most = message.max_grpc_timeout.as_ref()?;
+    Some(duration(
+        most,
+        &format!("{path}.max_grpc_timeout"),
+        problems,
+    ))
 }
 
 fn stream_duration(

@@ -186,6 +186,8 @@ pub struct Forward {
     /// From the end of the request to the end of the response. Envoy's default is 15 s;
     /// `None` is never (configured as 0).
     pub timeout: Option<Duration>,
+    /// For gRPC requests, `grpc-timeout` instead of `timeout`, up to this; zero: however long.
+    pub grpc_timeout_max: Option<Duration>,
     /// Overrides the connection manager's stream idle timeout; `Some(None)` disables it.
     pub idle_timeout: Option<Option<Duration>>,
     /// What is asked again when it fails.

@@ -11,6 +11,7 @@ use crate::config::model::listener::HttpConnectionManager;
 use crate::config::model::route::{Forward, StreamDuration};
 
 use super::body::Progress;
+use super::reply::is_grpc;
 
 const TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
 const PER_TRY: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms");
@@ -44,9 +45,11 @@ impl Timeouts {
         let retry = forward.retry.as_deref();
         let mut timeouts = Self {
             // Envoy: `usingNewTimeouts`.
-            request: forward
-                .timeout
-                .filter(|_| forward.stream_duration.is_none()),
+            request: match forward.grpc_timeout_max {
+                _ if forward.stream_duration.is_some() => None,
+                Some(most) if is_grpc(headers) => within(grpc_timeout(headers), most),
+                _ => forward.timeout,
+            },
             per_try: retry.and_then(|retry| retry.per_try_timeout),
             per_try_idle: retry.and_then(|retry| retry.per_try_idle_timeout),
             stream: match &forward.stream_duration {
@@ -84,6 +87,16 @@ impl Timeouts {
             Some(left) => expected.min(left).max(least),
             None => least,
         })
+    }
+}
+
+/// What a gRPC client asked for, within what it may have. Zero, and nothing asked, is for ever.
+fn within(asked: Option<Duration>, most: Duration) -> Option<Duration> {
+    let asked = asked.filter(|asked| !asked.is_zero());
+    let most = Some(most).filter(|most| !most.is_zero());
+    match (asked, most) {
+        (Some(asked), Some(most)) => Some(asked.min(most)),
+        (asked, most) => asked.or(most),
     }
 }
 
@@ -231,6 +244,15 @@ mod tests {
         assert_eq!(limit(&headers), Some(Duration::from_secs(2)));
         headers.insert(GRPC_TIMEOUT, HeaderValue::from_static("500m"));
         assert_eq!(limit(&headers), Some(Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn zero_is_for_ever_on_both_sides() {
+        let second = Duration::from_secs(1);
+        assert_eq!(within(None, Duration::ZERO), None);
+        assert_eq!(within(Some(second), Duration::ZERO), Some(second));
+        assert_eq!(within(Some(Duration::ZERO), second), Some(second));
+        assert_eq!(within(Some(second * 2), second), Some(second));
     }
 
     #[test]
