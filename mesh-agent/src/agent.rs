@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::admin::{Applied, Question, State, serve_admin, serve_metrics, serve_readiness};
 use crate::cgroup;
-use crate::cli::args::RunArgs;
+use crate::cli::args::{OnExit, RunArgs};
 use crate::config::model::Name;
 use crate::config::model::workload::Workload;
 use crate::datapath::{Datapath, Options};
@@ -265,8 +265,11 @@ impl Agent {
         }
         let first = std::mem::replace(&mut self.inheriting, false);
         self.reconcile_pods(&snapshot);
-        if first && self.configured() {
-            self.datapath.drop_inherited();
+        if first
+            && self.configured()
+            && let Err(error) = self.datapath.drop_inherited()
+        {
+            tracing::error!(%error, "what another agent left is not taken over in full");
         }
         let took = start.elapsed();
         self.applied.count += 1;
@@ -346,6 +349,10 @@ impl Agent {
                 connections = left,
                 "closing connections that did not end in time"
             );
+        }
+        if self.args.on_exit == OnExit::Keep {
+            tracing::info!("stopped; the kernel goes on for the next agent");
+            return;
         }
         self.manager.release_all(&mut self.datapath, &self.proxy);
         if let Err(error) = self.datapath.unpin() {

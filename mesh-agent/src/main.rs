@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use mesh_agent::agent;
 use mesh_agent::cli::args::{LogFormat, RunArgs};
-use mesh_agent::cli::{Args, Command, doctor, status};
+use mesh_agent::cli::{Args, Command, doctor, status, uninstall};
 use mesh_agent::source::file;
 use tracing_subscriber::EnvFilter;
 
@@ -41,6 +41,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             };
         }
+        Command::Uninstall(args) => uninstall::run(&args),
         Command::Version => {
             println!("mesh-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -72,7 +72,7 @@ pub struct Connection {
     pub received: String,
     /// Whether the peer closed its side.
     pub closed: bool,
-    /// How long connect(2) took, until the connection stood.
+    /// How long connect(2) took, until the connection stood or failed.
     pub connect_us: u64,
 }
 

@@ -31,7 +31,7 @@ wrong one is reported (log, metric, `mesh-agent status`) and the old one keeps s
 
 SIGTERM and SIGINT drain: no new connections are caught, those that are open may end by
 themselves for --drain-duration; then programs, maps and listeners are removed and the pods have
-plain networking again. --parent-shutdown bounds all of it.";
+plain networking again, unless --on-exit keep. --parent-shutdown bounds all of it.";
 
 const VALIDATE: &str = "\
 Examples:
@@ -49,6 +49,15 @@ Examples:
 Shows the running agent: version, source and state of its configuration, the pods it serves, and
 for every service whether the kernel or the agent carries it and why. Exit code 1: no agent
 answers.";
+
+const UNINSTALL: &str = "\
+Examples:
+  mesh-agent uninstall
+  mesh-agent uninstall --bpffs /sys/fs/bpf/other
+
+For a node that an agent has left behind: one that was killed and does not come back, or that was
+stopped with --on-exit keep. Removes every pin, of every version, and with that every program and
+map; connections the kernel balanced go on. Exit code 1: an agent is running.";
 
 const DOCTOR: &str = "\
 Examples:
@@ -82,8 +91,33 @@ pub enum Command {
     /// Say what this machine has and lacks, each with the fix.
     #[command(after_help = DOCTOR)]
     Doctor(DoctorArgs),
+    /// Remove what agents that are gone have left in the kernel.
+    #[command(after_help = UNINSTALL)]
+    Uninstall(UninstallArgs),
     /// Print the version.
     Version,
+}
+
+/// What is left in the kernel when the agent is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnExit {
+    /// Nothing: the pods have plain networking again.
+    Remove,
+    /// Programs, maps and pods, for the next agent.
+    Keep,
+}
+
+/// Arguments of `uninstall`.
+#[derive(Debug, clap::Args)]
+pub struct UninstallArgs {
+    /// The bpf file system that the agent was told.
+    #[arg(
+        long,
+        env = "MESH_BPFFS",
+        value_name = "PATH",
+        default_value = DEFAULT_BPFFS
+    )]
+    pub bpffs: PathBuf,
 }
 
 /// Arguments of `run`.
@@ -96,8 +130,8 @@ pub struct RunArgs {
     /// hierarchy when absent, wherever it is mounted.
     #[arg(long, env = "MESH_CGROUP", value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
-    /// Where maps and links are pinned, in mesh-v1: a bpf file system. What the kernel does goes on
-    /// when the agent is killed; an agent that is stopped removes the pins.
+    /// Where maps and links are pinned, in mesh-vN: a bpf file system. What the kernel does goes on
+    /// when the agent is killed; --on-exit says what happens when it is stopped.
     #[arg(
         long,
         env = "MESH_BPFFS",
@@ -105,6 +139,16 @@ pub struct RunArgs {
         default_value = DEFAULT_BPFFS
     )]
     pub bpffs: PathBuf,
+    /// What is left in the kernel when the agent is stopped. `keep` is for replacing it by another
+    /// version: the next one takes over what runs in the kernel without a gap, and what needs an
+    /// agent is refused until then.
+    #[arg(
+        long,
+        env = "MESH_ON_EXIT",
+        value_name = "WHAT",
+        default_value = "remove"
+    )]
+    pub on_exit: OnExit,
     /// Where the admin pages are served. They have no authentication: keep it on loopback.
     #[arg(
         long,

@@ -4,6 +4,7 @@ pub mod args;
 pub mod doctor;
 mod duration;
 pub mod status;
+pub mod uninstall;
 pub mod xds;
 
 pub use args::{Args, Command};

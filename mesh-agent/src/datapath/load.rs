@@ -53,6 +53,9 @@ pub struct Datapath {
     agent_cgroup: u64,
     original_dst: Arc<KernelOriginalDst>,
     pins: Option<Pins>,
+    /// Where the programs are to be attached once the maps are filled: those of another version
+    /// work until then.
+    waiting: Option<Cgroup>,
 }
 
 /// cgroup/connect, getpeername and getsockname programs.
@@ -116,10 +119,21 @@ impl Datapath {
             agent_cgroup: options.agent_cgroup,
             original_dst: Arc::new(KernelOriginalDst::new(orig)),
             pins,
+            waiting: Some(cgroup),
         };
         datapath.heartbeat()?;
-        attach_cgroup(&mut datapath.ebpf, &cgroup, datapath.pins.as_ref())?;
+        if !datapath.pins.as_ref().is_some_and(Pins::has_outdated) {
+            datapath.attach()?;
+        }
         Ok(datapath)
+    }
+
+    /// Attaches the programs, in place of those of another version if there are any.
+    fn attach(&mut self) -> Result<(), DatapathError> {
+        if let Some(cgroup) = self.waiting.take() {
+            attach_cgroup(&mut self.ebpf, &cgroup, self.pins.as_ref())?;
+        }
+        Ok(())
     }
 
     /// Starts forwarding what the kernel programs log. Needs a tokio runtime.
@@ -188,7 +202,9 @@ impl Datapath {
 
     /// Whether another agent left services or pods behind.
     pub fn has_inherited(&self) -> bool {
-        self.reconciler.services().next().is_some() || self.pods.inherited().0 > 0
+        self.waiting.is_some()
+            || self.reconciler.services().next().is_some()
+            || self.pods.inherited().0 > 0
     }
 
     /// The highest number of a pod that another agent left behind.
@@ -201,13 +217,20 @@ impl Datapath {
         self.pods.inherited_view()
     }
 
-    /// Lets go of pods that another agent left behind and this one was not told of; to be called
-    /// once, when those that are here are enrolled.
-    pub fn drop_inherited(&mut self) {
+    /// Takes the place of programs of another version, and lets go of pods that another agent left
+    /// behind and this one was not told of; to be called once, when those that are here are
+    /// enrolled.
+    ///
+    /// # Errors
+    /// A program cannot be attached, or a pin of another version cannot be removed.
+    pub fn drop_inherited(&mut self) -> Result<(), DatapathError> {
+        self.attach()?;
         self.pods.drop_inherited(&mut self.pod_maps);
-        if let Some(pins) = &self.pins {
+        if let Some(pins) = &mut self.pins {
             pins.keep_pods(&self.pods.cookies());
+            pins.drop_outdated()?;
         }
+        Ok(())
     }
 
     /// Removes every pin, so that all ends with the agent.

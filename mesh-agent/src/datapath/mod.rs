@@ -27,6 +27,6 @@ pub use denied::Denied;
 pub use error::DatapathError;
 pub use events::Events;
 pub use load::{Datapath, Options};
-pub use pins::PinError;
+pub use pins::{PinError, uninstall};
 pub use pods::Enrolment;
 pub use status::{BackendStatus, MapUse, ServiceStatus};

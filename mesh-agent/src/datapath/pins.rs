@@ -2,10 +2,13 @@
 //! the kernel does for them when the agent is killed, and the next agent takes both over.
 //!
 //! ```text
-//! BPFFS/mesh-v1/maps/NAME
-//! BPFFS/mesh-v1/links/CGROUP/PROGRAM      CGROUP: the directory's inode
-//! BPFFS/mesh-v1/links/pods/COOKIE         one a pod's network namespace
+//! BPFFS/mesh-vN/maps/NAME                 N: the layout's version
+//! BPFFS/mesh-vN/links/CGROUP/PROGRAM      CGROUP: the directory's inode
+//! BPFFS/mesh-vN/links/pods/COOKIE         one a pod's network namespace
 //! ```
+//!
+//! Of another layout the maps cannot be used, but the links can: its programs go on with its maps
+//! until ours are filled, then each link is made to run our program, and the rest is removed.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -86,34 +89,42 @@ fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> P
 pub(super) struct Pins {
     root: PathBuf,
     cgroup: u64,
+    /// Other layouts, whose links are taken over one by one.
+    outdated: Vec<Outdated>,
     /// Held while the agent runs; the kernel lets go of it however the agent ends.
+    _lock: Flock<File>,
+}
+
+/// Pins of another layout.
+#[derive(Debug)]
+struct Outdated {
+    root: PathBuf,
     _lock: Flock<File>,
 }
 
 impl Pins {
     /// Makes the directories, or finds those of an agent that is gone. What belongs to another
-    /// layout or another cgroup is removed, and with that detached.
+    /// cgroup is removed, and with that detached.
     ///
     /// # Errors
     /// See [`PinError`].
     pub(super) fn open(bpffs: &Path, cgroup: u64) -> Result<Self, PinError> {
-        let is_bpffs =
-            |path: &Path| statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
-        let exists = bpffs.ancestors().find(|path| path.exists());
-        if !exists.is_some_and(is_bpffs) {
-            return Err(PinError::NotBpffs(bpffs.to_owned()));
-        }
+        check_bpffs(bpffs)?;
         let root = bpffs.join(format!("mesh-v{LAYOUT_VERSION}"));
         fs::create_dir_all(&root).map_err(io_error("create", &root))?;
-        let directory = File::open(&root).map_err(io_error("open", &root))?;
-        let lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| PinError::InUse(root.clone()))?;
-        let pins = Self {
+        let mut pins = Self {
+            _lock: lock(&root)?,
             root,
             cgroup,
-            _lock: lock,
+            outdated: Vec::new(),
         };
-        pins.remove_foreign(bpffs)?;
+        pins.set_aside()?;
+        for root in roots(bpffs).into_iter().filter(|root| *root != pins.root) {
+            tracing::info!(path = %root.display(), "another version was here: its programs go on until ours are ready");
+            let _lock = lock(&root)?;
+            pins.outdated.push(Outdated { root, _lock });
+        }
+        pins.remove_foreign()?;
         for directory in [pins.maps(), pins.links(), pins.pods()] {
             fs::create_dir_all(&directory).map_err(io_error("create", &directory))?;
         }
@@ -134,7 +145,7 @@ impl Pins {
         program: BorrowedFd<'_>,
         attach: impl FnOnce() -> Result<FdLink, DatapathError>,
     ) -> Result<(), DatapathError> {
-        replace_or_attach(&self.links().join(name), program, attach)
+        self.replace_or_attach(&self.links().join(name), program, attach)
     }
 
     /// As [`Self::link`], for a pod's network namespace.
@@ -144,7 +155,7 @@ impl Pins {
         program: BorrowedFd<'_>,
         attach: impl FnOnce() -> Result<FdLink, DatapathError>,
     ) -> Result<(), DatapathError> {
-        replace_or_attach(&self.pod(cookie), program, attach)
+        self.replace_or_attach(&self.pod(cookie), program, attach)
     }
 
     /// Lets go of a pod's network namespace.
@@ -172,27 +183,46 @@ impl Pins {
         fs::remove_dir_all(&self.root).map_err(io_error("remove", &self.root))
     }
 
-    /// Other layouts' directories, and maps whose sizes are not ours although they say so.
-    fn remove_foreign(&self, bpffs: &Path) -> Result<(), PinError> {
-        let foreign = entries(bpffs).into_iter().filter(|path| {
-            *path != self.root
-                && path
-                    .file_name()
-                    .is_some_and(|name| name.to_string_lossy().starts_with("mesh-v"))
-        });
-        for path in foreign {
-            tracing::warn!(path = %path.display(), "pins of another layout are removed: what they held starts anew");
-            fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
+    /// Whether programs of another layout run until [`Self::drop_outdated`].
+    pub(super) fn has_outdated(&self) -> bool {
+        !self.outdated.is_empty()
+    }
+
+    /// Removes what is left of other layouts.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub(super) fn drop_outdated(&mut self) -> Result<(), PinError> {
+        for Outdated { root, .. } in self.outdated.drain(..) {
+            fs::remove_dir_all(&root).map_err(io_error("remove", &root))?;
         }
+        Ok(())
+    }
+
+    /// Maps whose sizes are not ours although they say so belong to another layout.
+    fn set_aside(&mut self) -> Result<(), PinError> {
         let wrong = MAPS
             .into_iter()
             .find(|(name, key, value)| !fits(&self.maps().join(name), *key, *value));
-        if let Some((name, ..)) = wrong {
-            tracing::warn!(map = name, path = %self.root.display(), "a pinned map has another layout than it claims; all are made anew");
-            for path in entries(&self.root) {
-                fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
-            }
+        let Some((name, ..)) = wrong else {
+            return Ok(());
+        };
+        let mut aside = self.root.clone().into_os_string();
+        aside.push(".foreign");
+        let aside = PathBuf::from(aside);
+        tracing::warn!(map = name, path = %self.root.display(), "a pinned map has another layout than it claims; all are made anew");
+        if aside.exists() {
+            fs::remove_dir_all(&aside).map_err(io_error("remove", &aside))?;
         }
+        fs::rename(&self.root, &aside).map_err(io_error("rename", &self.root))?;
+        fs::create_dir(&self.root).map_err(io_error("create", &self.root))?;
+        // The lock went along with the directory, and is let go of with this one.
+        self._lock = lock(&self.root)?;
+        Ok(())
+    }
+
+    /// Links to other cgroups.
+    fn remove_foreign(&self) -> Result<(), PinError> {
         let own = self.links();
         for path in entries(&self.root.join("links")) {
             if path != own && path != self.pods() {
@@ -200,6 +230,39 @@ impl Pins {
                 fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
             }
         }
+        Ok(())
+    }
+
+    fn replace_or_attach(
+        &self,
+        path: &Path,
+        program: BorrowedFd<'_>,
+        attach: impl FnOnce() -> Result<FdLink, DatapathError>,
+    ) -> Result<(), DatapathError> {
+        let place = path.strip_prefix(&self.root).unwrap_or(path);
+        let outdated = self
+            .outdated
+            .iter()
+            .map(|outdated| outdated.root.join(place));
+        for pin in std::iter::once(path.to_owned()).chain(outdated) {
+            let Ok(link) = open_pin(&pin) else { continue };
+            match link_update(link.as_fd(), program) {
+                Ok(()) if pin == path => return Ok(()),
+                Ok(()) => {
+                    fs::rename(&pin, path).map_err(io_error("rename", &pin))?;
+                    return Ok(());
+                }
+                Err(error) => {
+                    tracing::warn!(path = %pin.display(), %error, "a pinned link is dead; attaching anew");
+                    forget(&pin);
+                }
+            }
+        }
+        attach()?.pin(path).map_err(|reason| PinError::Io {
+            operation: "pin",
+            path: path.to_owned(),
+            reason: io::Error::other(reason),
+        })?;
         Ok(())
     }
 
@@ -220,27 +283,46 @@ impl Pins {
     }
 }
 
-fn replace_or_attach(
-    path: &Path,
-    program: BorrowedFd<'_>,
-    attach: impl FnOnce() -> Result<FdLink, DatapathError>,
-) -> Result<(), DatapathError> {
-    if let Ok(link) = open_pin(path) {
-        match link_update(link.as_fd(), program) {
-            Ok(()) => return Ok(()),
-            Err(error) => {
-                let path_shown = path.display();
-                tracing::warn!(path = %path_shown, %error, "a pinned link is dead; attaching anew");
-                forget(path);
-            }
-        }
+/// Removes what agents that are gone have left in a bpf file system, of every layout.
+///
+/// # Errors
+/// An agent is running, this is no bpf file system, or a pin cannot be removed.
+pub fn uninstall(bpffs: &Path) -> Result<Vec<PathBuf>, PinError> {
+    check_bpffs(bpffs)?;
+    let roots = roots(bpffs);
+    for root in &roots {
+        let _lock = lock(root)?;
+        fs::remove_dir_all(root).map_err(io_error("remove", root))?;
     }
-    attach()?.pin(path).map_err(|reason| PinError::Io {
-        operation: "pin",
-        path: path.to_owned(),
-        reason: io::Error::other(reason),
-    })?;
-    Ok(())
+    Ok(roots)
+}
+
+fn check_bpffs(path: &Path) -> Result<(), PinError> {
+    let is_bpffs =
+        |path: &Path| statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
+    let exists = path.ancestors().find(|path| path.exists());
+    if exists.is_some_and(is_bpffs) {
+        Ok(())
+    } else {
+        Err(PinError::NotBpffs(path.to_owned()))
+    }
+}
+
+/// Keeps other agents out; an agent that is there keeps us out.
+fn lock(root: &Path) -> Result<Flock<File>, PinError> {
+    let directory = File::open(root).map_err(io_error("open", root))?;
+    Flock::lock(directory, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| PinError::InUse(root.to_owned()))
+}
+
+/// Directories of agents, of every layout.
+fn roots(bpffs: &Path) -> Vec<PathBuf> {
+    let mut roots = entries(bpffs);
+    roots.retain(|path| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("mesh-v"))
+    });
+    roots
 }
 
 /// Removes a pin; one that is gone already is no error.

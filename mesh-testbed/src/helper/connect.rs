@@ -127,8 +127,9 @@ fn exchange(args: &Args, mut socket: &Socket, result: &mut Connection) -> std::i
             dissolve(socket)?;
         }
         let start = Instant::now();
-        connect(args, socket, then, timeout)?;
+        let stands = connect(args, socket, then, timeout);
         result.connect_us = micros(start);
+        stands?;
     } else {
         let start = Instant::now();
         if args.fastopen {
@@ -138,7 +139,9 @@ fn exchange(args: &Args, mut socket: &Socket, result: &mut Connection) -> std::i
             // Data that waits for the handshake lets sendto(2) return before its end.
             wait_until_connected(socket, timeout)?;
         } else {
-            connect(args, socket, args.to, timeout)?;
+            let stands = connect(args, socket, args.to, timeout);
+            result.connect_us = micros(start);
+            stands?;
         }
         result.connect_us = micros(start);
     }
