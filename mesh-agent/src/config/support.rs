@@ -95,7 +95,7 @@ const UNDERSTOOD: &[Entry] = &[
         "envoy.config.route.v3.RouteConfiguration",
         "name virtual_hosts response_headers_to_add response_headers_to_remove \
          request_headers_to_add request_headers_to_remove most_specific_header_mutations_wins \
-         validate_clusters ignore_port_in_host_matching",
+         validate_clusters ignore_port_in_host_matching typed_per_filter_config",
         "metadata max_direct_response_body_size_bytes",
     ),
     (
@@ -103,7 +103,7 @@ const UNDERSTOOD: &[Entry] = &[
         "name domains routes request_headers_to_add request_headers_to_remove \
          response_headers_to_add response_headers_to_remove require_tls \
          include_request_attempt_count include_attempt_count_in_response retry_policy \
-         include_is_timeout_retry_header per_request_buffer_limit_bytes \
+         typed_per_filter_config include_is_timeout_retry_header per_request_buffer_limit_bytes \
          request_body_buffer_limit",
         "metadata virtual_clusters",
     ),
@@ -111,7 +111,7 @@ const UNDERSTOOD: &[Entry] = &[
         "envoy.config.route.v3.Route",
         "name match route redirect direct_response request_headers_to_add \
          request_headers_to_remove response_headers_to_add response_headers_to_remove \
-         per_request_buffer_limit_bytes request_body_buffer_limit",
+         per_request_buffer_limit_bytes request_body_buffer_limit typed_per_filter_config",
         "metadata decorator stat_prefix tracing",
     ),
     (
@@ -127,6 +127,43 @@ const UNDERSTOOD: &[Entry] = &[
          append_x_forwarded_host timeout idle_timeout upgrade_configs priority retry_policy \
          max_stream_duration max_grpc_timeout",
         "",
+    ),
+    (
+        "envoy.extensions.filters.http.fault.v3.HTTPFault",
+        "delay abort upstream_cluster headers downstream_nodes max_active_faults",
+        "delay_percent_runtime abort_percent_runtime delay_duration_runtime \
+         abort_http_status_runtime max_active_faults_runtime abort_grpc_status_runtime \
+         response_rate_limit_percent_runtime disable_downstream_cluster_stats filter_metadata",
+    ),
+    (
+        "envoy.extensions.filters.http.fault.v3.FaultAbort",
+        "percentage http_status grpc_status header_abort",
+        "",
+    ),
+    (
+        "envoy.extensions.filters.http.cors.v3.CorsPolicy",
+        "allow_origin_string_match allow_methods allow_headers expose_headers max_age \
+         allow_credentials filter_enabled allow_private_network_access \
+         forward_not_matching_preflights",
+        "shadow_enabled",
+    ),
+    (
+        "envoy.extensions.filters.http.rbac.v3.RBAC",
+        "rules shadow_rules",
+        "rules_stat_prefix shadow_rules_stat_prefix track_per_rule_stats",
+    ),
+    (
+        "envoy.config.rbac.v3.RBAC",
+        "action policies",
+        "audit_logging_options",
+    ),
+    ("envoy.config.rbac.v3.Policy", "permissions principals", ""),
+    (
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+        "status token_bucket filter_enabled filter_enforced response_headers_to_add \
+         request_headers_to_add_when_not_enforced enable_x_ratelimit_headers \
+         rate_limited_as_resource_exhausted",
+        "stat_prefix stage vh_rate_limits always_consume_default_token_bucket",
     ),
     (
         "envoy.config.route.v3.RetryPolicy",

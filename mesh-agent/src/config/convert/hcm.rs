@@ -8,30 +8,13 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
     CodecType, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation,
     StripPortMode,
 };
-use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
 use envoy_types::pb::google::protobuf::BoolValue;
 
 use crate::config::model::listener::{
-    Codec, EscapedSlashes, HttpConnectionManager, HttpFilter, HttpFilterKind, RouteSource,
-    ServerHeader, StripPort,
+    Codec, EscapedSlashes, HttpConnectionManager, RouteSource, ServerHeader, StripPort,
 };
 
-use super::{Problems, address, is_one_of, route, timeout, type_name};
-
-const ROUTER: &[&str] = &[
-    "envoy.extensions.filters.http.router.v3.Router",
-    "envoy.filters.http.router",
-];
-
-/// HTTP filters accepted without effect: telemetry of others.
-const IGNORED: &[&str] = &[
-    "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
-    "istio.metadata_exchange",
-    "istio.peer_metadata",
-    "istio.stats",
-    "istio.alpn",
-    "envoy.filters.http.grpc_stats",
-];
+use super::{Problems, address, filter, route, timeout};
 
 pub(super) fn convert(
     message: &pb::HttpConnectionManager,
@@ -104,7 +87,7 @@ pub(super) fn convert(
         None,
         "common_http_protocol_options.max_stream_duration",
     );
-    let http_filters = http_filters(&message.http_filters, path, problems);
+    let http_filters = filter::chain(&message.http_filters, path, problems);
     Some(HttpConnectionManager {
         stat_prefix: message.stat_prefix.as_str().into(),
         codec: match CodecType::try_from(message.codec_type) {
@@ -201,69 +184,4 @@ pub(super) fn convert(
         delayed_close_timeout,
         http_filters,
     })
-}
-
-/// Filters that only act where a route configures them; a route that does is refused.
-const PER_ROUTE: &[&str] = &[
-    "envoy.extensions.filters.http.cors.v3.Cors",
-    "envoy.extensions.filters.http.fault.v3.HTTPFault",
-];
-
-fn does_nothing(filter: &pb::HttpFilter) -> bool {
-    match &filter.config_type {
-        Some(ConfigType::TypedConfig(any)) => {
-            any.value.is_empty() && PER_ROUTE.contains(&type_name(any))
-        }
-        _ => false,
-    }
-}
-
-fn http_filters(
-    filters: &[pb::HttpFilter],
-    path: &str,
-    problems: &mut Problems,
-) -> Vec<HttpFilter> {
-    let mut known = Vec::new();
-    let mut routed = false;
-    for (i, filter) in filters.iter().enumerate() {
-        let path = format!("{path}.http_filters[{i}]");
-        let kind = match &filter.config_type {
-            Some(ConfigType::TypedConfig(any)) => type_name(any),
-            _ => "",
-        };
-        if routed {
-            problems.push(&path, "stands behind the router, which ends the chain");
-            continue;
-        }
-        if is_one_of(ROUTER, &filter.name, kind) {
-            routed = true;
-        } else if is_one_of(IGNORED, &filter.name, kind) || does_nothing(filter) {
-            known.push(HttpFilter {
-                name: filter.name.as_str().into(),
-                kind: HttpFilterKind::Ignored,
-            });
-        } else if !filter.is_optional {
-            problems.hint(
-                &path,
-                format!("HTTP filter {} ({kind}) is not supported yet", filter.name),
-                "remove it, or mark it is_optional if requests may pass without it",
-            );
-        } else if kind.contains(".rbac.") || kind.contains("authz") || kind.contains("jwt") {
-            problems.push(
-                &path,
-                format!(
-                    "HTTP filter {} decides about access and is not supported yet",
-                    filter.name
-                ),
-            );
-        }
-    }
-    if !routed {
-        problems.hint(
-            format!("{path}.http_filters"),
-            "the router is missing",
-            "end the list with envoy.filters.http.router",
-        );
-    }
-    known
 }

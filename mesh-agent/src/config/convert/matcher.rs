@@ -9,8 +9,8 @@ use http::HeaderName;
 use regex_automata::meta::Regex;
 
 use crate::config::model::matcher::{
-    HeaderCondition, HeaderKey, HeaderMatcher, QueryCondition, QueryMatcher, SafeRegex,
-    StringMatcher,
+    HeaderCondition, HeaderKey, HeaderMatcher, MetadataMatcher, QueryCondition, QueryMatcher,
+    SafeRegex, StringMatcher, ValueMatcher,
 };
 
 use super::Problems;
@@ -205,4 +205,80 @@ pub(super) fn query(
         name: message.name.as_str().into(),
         condition,
     })
+}
+
+/// Envoy's `MetadataMatcher`.
+pub(super) fn metadata(
+    message: &matcher::MetadataMatcher,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<MetadataMatcher> {
+    let keys = message.path.iter().map(|segment| {
+        let matcher::metadata_matcher::path_segment::Segment::Key(key) =
+            segment.segment.as_ref()?;
+        Some(key.as_str().into())
+    });
+    let Some(keys) = keys
+        .collect::<Option<Vec<_>>>()
+        .filter(|keys| !keys.is_empty())
+    else {
+        problems.push(format!("{path}.path"), "a key is missing");
+        return None;
+    };
+    Some(MetadataMatcher {
+        filter: message.filter.as_str().into(),
+        path: keys,
+        value: value(message.value.as_ref(), &format!("{path}.value"), problems)?,
+        invert: message.invert,
+    })
+}
+
+fn value(
+    message: Option<&matcher::ValueMatcher>,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<ValueMatcher> {
+    use matcher::double_matcher::MatchPattern as Number;
+    use matcher::value_matcher::MatchPattern as Pattern;
+    Some(
+        match message.and_then(|message| message.match_pattern.as_ref()) {
+            Some(Pattern::NullMatch(_)) => ValueMatcher::Null,
+            Some(Pattern::DoubleMatch(number)) => match number.match_pattern.as_ref() {
+                Some(Number::Exact(number)) => ValueMatcher::Number(*number),
+                Some(Number::Range(range)) => ValueMatcher::Range(range.start, range.end),
+                None => {
+                    problems.push(format!("{path}.double_match"), "a pattern is missing");
+                    return None;
+                }
+            },
+            Some(Pattern::StringMatch(text)) => {
+                ValueMatcher::Text(string(text, &format!("{path}.string_match"), problems)?)
+            }
+            Some(Pattern::BoolMatch(wanted)) => ValueMatcher::Bool(*wanted),
+            Some(Pattern::PresentMatch(wanted)) => ValueMatcher::Present(*wanted),
+            Some(Pattern::ListMatch(list)) => {
+                let Some(matcher::list_matcher::MatchPattern::OneOf(one)) = &list.match_pattern
+                else {
+                    problems.push(format!("{path}.list_match"), "a pattern is missing");
+                    return None;
+                };
+                let one = value(Some(one), &format!("{path}.list_match.one_of"), problems)?;
+                ValueMatcher::OneOf(Box::new(one))
+            }
+            Some(Pattern::OrMatch(or)) => ValueMatcher::Or(
+                or.value_matchers
+                    .iter()
+                    .enumerate()
+                    .map(|(i, one)| {
+                        let path = format!("{path}.or_match.value_matchers[{i}]");
+                        value(Some(one), &path, problems)
+                    })
+                    .collect::<Option<_>>()?,
+            ),
+            None => {
+                problems.push(path, "a pattern is missing");
+                return None;
+            }
+        },
+    )
 }

@@ -5,6 +5,7 @@
 mod address;
 mod cluster;
 mod endpoint;
+mod filter;
 mod hcm;
 mod headers;
 mod inspectors;

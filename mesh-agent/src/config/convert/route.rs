@@ -16,10 +16,8 @@ use envoy_types::pb::envoy::config::route::v3::route_action::{
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::cluster_weight;
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
-use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use http::{HeaderName, StatusCode};
 
-use crate::config::model::Fraction;
 use crate::config::model::cluster::RoutingPriority;
 use crate::config::model::domains::DomainIndex;
 use crate::config::model::retry::RetryPolicy;
@@ -30,7 +28,7 @@ use crate::config::model::route::{
 };
 
 use super::headers::mutations;
-use super::{Converted, Problems, duration, matcher, retry, timeout};
+use super::{Converted, Problems, duration, filter, matcher, retry, timeout};
 
 /// How much of a body Envoy keeps by default: a connection's buffer limit.
 const BUFFER_LIMIT: usize = 1 << 20;
@@ -118,6 +116,7 @@ pub(super) fn convert(
         ),
         most_specific_header_mutations_wins: message.most_specific_header_mutations_wins,
         ignore_port_in_host_matching: message.ignore_port_in_host_matching,
+        overrides: filter::overrides(&message.typed_per_filter_config, path, problems),
         validate_clusters: message.validate_clusters.as_ref().map(|value| value.value),
     })
 }
@@ -207,6 +206,7 @@ fn virtual_host(message: &pb::VirtualHost, path: &str, problems: &mut Problems) 
         include_request_attempt_count: message.include_request_attempt_count,
         include_attempt_count_in_response: message.include_attempt_count_in_response,
         include_is_timeout_retry_header: message.include_is_timeout_retry_header,
+        overrides: filter::overrides(&message.typed_per_filter_config, path, problems),
     }
 }
 
@@ -300,6 +300,7 @@ fn route(
             path,
             problems,
         ),
+        overrides: filter::overrides(&message.typed_per_filter_config, path, problems),
         matcher: matcher?,
         action: action?,
     })
@@ -355,18 +356,10 @@ fn route_match(
             matcher::query(query, &format!("{path}.query_parameters[{i}]"), problems)
         })
         .collect();
-    let fraction = message.runtime_fraction.as_ref().map(|fraction| {
-        let default = fraction.default_value.unwrap_or_default();
-        let denominator = match DenominatorType::try_from(default.denominator) {
-            Ok(DenominatorType::TenThousand) => 10_000,
-            Ok(DenominatorType::Million) => 1_000_000,
-            _ => 100,
-        };
-        Fraction {
-            numerator: default.numerator,
-            denominator,
-        }
-    });
+    let fraction = message
+        .runtime_fraction
+        .as_ref()
+        .map(|fraction| filter::fraction(fraction.default_value.as_ref()));
     Some(RouteMatch {
         path: matcher?,
         case_sensitive: message

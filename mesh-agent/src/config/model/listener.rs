@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::Name;
+use super::filter::HttpFilter;
 use super::route::{RouteConfiguration, WeightedCluster};
 use super::tls::DownstreamTransport;
 
@@ -290,24 +291,8 @@ pub struct HttpConnectionManager {
     /// How long a client may take to close after it was told that its connection ends (default
     /// 1 s); `None`: the connection is closed at once.
     pub delayed_close_timeout: Option<Duration>,
-    /// Weighted clusters referenced inline, kept for dependency checks.
+    /// What requests go through before they are routed on.
     pub http_filters: Vec<HttpFilter>,
-}
-
-/// A configured HTTP filter that is not the router.
-#[derive(Debug, Clone)]
-pub struct HttpFilter {
-    /// Its name in the chain, which per-route configuration refers to.
-    pub name: Name,
-    /// What it does.
-    pub kind: HttpFilterKind,
-}
-
-/// The HTTP filters the agent knows.
-#[derive(Debug, Clone)]
-pub enum HttpFilterKind {
-    /// Accepted and without effect here (for example `istio.metadata_exchange`).
-    Ignored,
 }
 
 /// Envoy's codec type.

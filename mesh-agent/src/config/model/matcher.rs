@@ -169,3 +169,74 @@ pub enum QueryCondition {
     /// Present, and its first value matches.
     Value(StringMatcher),
 }
+
+/// Envoy's `MetadataMatcher`: a value that a filter found out.
+#[derive(Debug, Clone)]
+pub struct MetadataMatcher {
+    /// The filter's name.
+    pub filter: Arc<str>,
+    /// Keys from the outside in.
+    pub path: Vec<Arc<str>>,
+    /// What the value must be.
+    pub value: ValueMatcher,
+    /// The result is turned round.
+    pub invert: bool,
+}
+
+/// Envoy's `ValueMatcher`.
+#[derive(Debug, Clone)]
+pub enum ValueMatcher {
+    /// Null.
+    Null,
+    /// Equal.
+    Number(f64),
+    /// From, to before.
+    Range(f64, f64),
+    /// A text.
+    Text(StringMatcher),
+    /// Equal.
+    Bool(bool),
+    /// There, or not.
+    Present(bool),
+    /// A list, one of whose values matches.
+    OneOf(Box<ValueMatcher>),
+    /// Any of these.
+    Or(Vec<ValueMatcher>),
+}
+
+impl MetadataMatcher {
+    /// Whether it matches what a filter found out, if it found out anything.
+    pub fn matches(&self, found: Option<&serde_json::Value>) -> bool {
+        let value = self
+            .path
+            .iter()
+            .try_fold(found, |value, key| Some(value?.get(&**key)))
+            .flatten();
+        self.value.matches(value) != self.invert
+    }
+}
+
+impl ValueMatcher {
+    fn matches(&self, value: Option<&serde_json::Value>) -> bool {
+        use serde_json::Value;
+        match (self, value) {
+            // What is not there never matches.
+            (Self::Present(wanted), value) => *wanted && value.is_some(),
+            (Self::Or(matchers), value) => matchers.iter().any(|one| one.matches(value)),
+            (_, None) => false,
+            (Self::Null, Some(value)) => value.is_null(),
+            (Self::Number(wanted), Some(value)) => value.as_f64() == Some(*wanted),
+            (Self::Range(start, end), Some(value)) => value
+                .as_f64()
+                .is_some_and(|number| (*start..*end).contains(&number)),
+            (Self::Text(matcher), Some(value)) => {
+                value.as_str().is_some_and(|text| matcher.matches(text))
+            }
+            (Self::Bool(wanted), Some(value)) => value.as_bool() == Some(*wanted),
+            (Self::OneOf(matcher), Some(Value::Array(values))) => {
+                values.iter().any(|value| matcher.matches(Some(value)))
+            }
+            (Self::OneOf(_), Some(_)) => false,
+        }
+    }
+}

@@ -8,6 +8,7 @@
 pub mod cluster;
 pub mod domains;
 pub mod endpoint;
+pub mod filter;
 pub mod headers;
 pub mod listener;
 pub mod matcher;
@@ -71,6 +72,12 @@ pub struct Fraction {
 }
 
 impl Fraction {
+    /// Everything.
+    pub const ALWAYS: Self = Self {
+        numerator: 100,
+        denominator: 100,
+    };
+
     /// Whether a uniformly random value falls into the share.
     pub fn holds(self, random: u64) -> bool {
         random % u64::from(self.denominator) < u64::from(self.numerator)

@@ -8,6 +8,7 @@ use http::StatusCode;
 
 use super::cluster::RoutingPriority;
 use super::domains::DomainIndex;
+use super::filter::Overrides;
 use super::headers::HeaderMutations;
 use super::matcher::{HeaderMatcher, QueryMatcher, SafeRegex};
 use super::retry::RetryPolicy;
@@ -30,6 +31,8 @@ pub struct RouteConfiguration {
     pub most_specific_header_mutations_wins: bool,
     /// The port is dropped from the host when matching domains.
     pub ignore_port_in_host_matching: bool,
+    /// What it says of HTTP filters.
+    pub overrides: Overrides,
     /// Whether routes to clusters that do not exist are refused when loading. Not said: a file
     /// refuses them; a control plane may deliver clusters later, so xDS checks inline ones only.
     pub validate_clusters: Option<bool>,
@@ -94,6 +97,8 @@ pub struct VirtualHost {
     pub include_request_attempt_count: bool,
     /// `x-envoy-attempt-count` to the client.
     pub include_attempt_count_in_response: bool,
+    /// What it says of HTTP filters.
+    pub overrides: Overrides,
     /// `x-envoy-is-timeout-retry` to the upstream.
     pub include_is_timeout_retry_header: bool,
 }
@@ -119,6 +124,8 @@ pub struct Route {
     pub matcher: RouteMatch,
     /// What it does with them.
     pub action: RouteAction,
+    /// What it says of HTTP filters.
+    pub overrides: Overrides,
     /// Mutations of requests.
     pub request_headers: HeaderMutations,
     /// Mutations of responses.

@@ -12,15 +12,19 @@ use super::Connection;
 use super::headers;
 use super::message::{Request, text};
 
-/// Makes a request fit for routing.
-pub(super) fn admit(request: &mut Request, hcm: &HttpConnectionManager, connection: &Connection) {
+/// Makes a request fit for routing. Returns whose it is, as trusted proxies say.
+pub(super) fn admit(
+    request: &mut Request,
+    hcm: &HttpConnectionManager,
+    connection: &Connection,
+) -> IpAddr {
     join_single_valued(&mut request.headers);
     if hcm.strip_port != StripPort::No
         && let Some(stripped) = strip_port(&request.authority, hcm.strip_port, connection)
     {
         request.authority = stripped;
     }
-    common(request, hcm, connection);
+    common(request, hcm, connection)
 }
 
 /// Headers of which Envoy keeps one, several values joined (its inline headers).
@@ -65,7 +69,7 @@ fn strip_port(
 }
 
 /// Headers every request gets (Envoy: `ConnectionManagerUtility::mutateRequestHeaders`).
-fn common(request: &mut Request, hcm: &HttpConnectionManager, connection: &Connection) {
+fn common(request: &mut Request, hcm: &HttpConnectionManager, connection: &Connection) -> IpAddr {
     let headers = &mut request.headers;
     let hops = hcm.xff_num_trusted_hops as usize;
     let peer = connection.caught.peer.ip();
@@ -112,6 +116,7 @@ fn common(request: &mut Request, hcm: &HttpConnectionManager, connection: &Conne
     {
         headers.insert(headers::REQUEST_ID, headers::request_id());
     }
+    client.map_or(peer, |client| client.address)
 }
 
 /// Who a request is from, as proxies before say.

@@ -19,7 +19,7 @@ use super::forward::{answered, failed};
 use super::headers;
 use super::message::{Reply, Request};
 use super::replay::Tape;
-use super::reply::local;
+use super::reply::{DEADLINE_EXCEEDED, local};
 use super::retry::{Retry, Verdict};
 use super::rewrite;
 use super::timeouts::{Deadlines, Reached, Timeouts};
@@ -87,6 +87,7 @@ impl Attempts<'_> {
             None => Source::Once(Some(body)),
         };
         let mut number: u32 = 1;
+        let mut expired = false;
         let (mut reply, from) = loop {
             let breakers = self.cluster.breakers.of(self.forward.priority);
             let Some(serving) = Serving::begin(self.cluster, &target, self.forward.priority) else {
@@ -117,6 +118,7 @@ impl Attempts<'_> {
                 (Outcome::PerTry, Some(retry)) => retry.after_timeout(self.cluster, breakers),
             };
             let Verdict::Again(wait) = verdict else {
+                expired = matches!(outcome, Outcome::Over(Reached::Stream));
                 let reply = self.stands(outcome, &serving, deadlines, &source, number > 1);
                 break (reply, Some(target));
             };
@@ -126,6 +128,7 @@ impl Attempts<'_> {
             }
             drop((outcome, serving));
             if let Some(reached) = self.waited(wait, &mut deadlines).await {
+                expired = reached == Reached::Stream;
                 break (self.over(reached), Some(target));
             }
             let asked = self.asked(&request);
@@ -138,7 +141,7 @@ impl Attempts<'_> {
             self.prepare(&mut request, &target, number, timed_out);
         };
         // The longest life of a stream is not the router's concern.
-        if self.exchange.host.include_attempt_count_in_response && !reply.expired {
+        if self.exchange.host.include_attempt_count_in_response && !expired {
             let number = HeaderValue::from(number);
             reply.headers.insert(headers::ATTEMPT_COUNT, number);
         }
@@ -254,7 +257,7 @@ impl Attempts<'_> {
                     StatusCode::REQUEST_TIMEOUT
                 };
                 let mut reply = local(status, "downstream duration timeout");
-                reply.expired = true;
+                reply.grpc_status = Some(DEADLINE_EXCEEDED);
                 reply
             }
         }

@@ -1,6 +1,7 @@
 //! Bodies on their way through: requests' towards upstreams, responses' towards clients.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -28,8 +29,8 @@ enum Source {
     Http2(Incoming),
     /// Kept in case that it must be sent again.
     Replay(Replay),
-    #[cfg(test)]
-    Pieces(std::collections::VecDeque<Bytes>),
+    /// Read already.
+    Pieces(VecDeque<Bytes>),
 }
 
 /// How far a request's body has come; shared with whoever waits for its end.
@@ -115,9 +116,14 @@ impl RequestBody {
         }
     }
 
+    /// Puts back what was read to the end.
+    pub(super) fn refill(&mut self, pieces: Vec<Bytes>) {
+        self.source = Source::Pieces(pieces.into());
+    }
+
     #[cfg(test)]
     pub(super) fn of_pieces(pieces: impl Iterator<Item = Bytes>) -> Self {
-        let pieces: std::collections::VecDeque<Bytes> = pieces.collect();
+        let pieces: VecDeque<Bytes> = pieces.collect();
         let ended = pieces.is_empty();
         Self::new(Source::Pieces(pieces), ended)
     }
@@ -146,7 +152,6 @@ impl Body for RequestBody {
             }
             // The body it reads keeps the progress.
             Source::Replay(replay) => return replay.poll_frame(cx),
-            #[cfg(test)]
             Source::Pieces(pieces) => pieces.pop_front().map(|piece| Ok(Frame::data(piece))),
         };
         if matches!(frame, Some(Err(_))) {
@@ -162,7 +167,6 @@ impl Body for RequestBody {
             Source::Http1(wire) => wire.body_ended(),
             Source::Http2(body) => body.is_end_stream(),
             Source::Replay(replay) => replay.is_end_stream(),
-            #[cfg(test)]
             Source::Pieces(pieces) => pieces.is_empty(),
         }
     }
@@ -172,8 +176,9 @@ impl Body for RequestBody {
             Source::Http1(wire) => wire.body_size(),
             Source::Http2(body) => body.size_hint(),
             Source::Replay(replay) => replay.size_hint(),
-            #[cfg(test)]
-            Source::Pieces(_) => SizeHint::default(),
+            Source::Pieces(pieces) => {
+                SizeHint::with_exact(pieces.iter().map(|piece| piece.len() as u64).sum())
+            }
         }
     }
 }

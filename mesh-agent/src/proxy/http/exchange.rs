@@ -1,5 +1,6 @@
 //! One request: route it, carry out the route's action, finish the response.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -17,6 +18,7 @@ use crate::snapshot::View;
 
 use super::admit::admit;
 use super::body::{ProxyBody, RequestBody};
+use super::filters::{Answered, Call, Steps};
 use super::headers::{Facts, Side};
 use super::message::{Reply, Request, text};
 use super::reply::{Refusal, for_grpc, is_grpc, local, with_body};
@@ -119,9 +121,9 @@ async fn respond(
             if let normal::Verdict::Use(path) = verdict {
                 request.path = path;
             }
-            admit(&mut request, hcm, connection);
+            let remote = admit(&mut request, hcm, connection);
             grpc = is_grpc(&request.headers);
-            routed(connection, view, hcm, request, body).await
+            routed(connection, view, hcm, remote, request, body).await
         }
     };
     if matches!(reply.body, ProxyBody::Own(_)) {
@@ -141,8 +143,9 @@ async fn routed(
     connection: &Rc<Connection>,
     view: &Arc<View>,
     hcm: &HttpConnectionManager,
-    request: Request,
-    body: RequestBody,
+    remote: IpAddr,
+    mut request: Request,
+    mut body: RequestBody,
 ) -> Reply {
     let stats = &connection.context.shared.stats;
     let routes = match &hcm.routes {
@@ -157,9 +160,38 @@ async fn routed(
         let view = router::View { request, random };
         Some((routes, router::route(routes, &view)?))
     });
+    let forward = matched.and_then(|(_, (_, route))| match &route.action {
+        RouteAction::Forward(forward) => Some(&**forward),
+        _ => None,
+    });
+    if matched.is_some()
+        && let Some(wanted) = upgrade::wanted(&request)
+        && !upgrade::allowed(wanted, hcm, forward)
+    {
+        return local(StatusCode::FORBIDDEN, "");
+    }
+    let mut steps = Steps::default();
+    let mut answered = None;
+    if !hcm.http_filters.is_empty() {
+        let call = Call {
+            connection,
+            hcm,
+            routes: routes.map(|routes| &**routes),
+            matched: matched.map(|(_, (host, route))| (&**host, &**route)),
+            remote,
+        };
+        match Box::pin(call.run(&mut request, &mut body, &mut steps)).await {
+            Ok(()) => {}
+            Err(Answered::Local(reply)) => answered = Some(*reply),
+            Err(Answered::Whole(reply)) => return steps.finish(*reply),
+        }
+    }
     let Some((routes, (host, route))) = matched else {
-        count(&stats.no_route);
-        return local(StatusCode::NOT_FOUND, "");
+        let reply = answered.unwrap_or_else(|| {
+            count(&stats.no_route);
+            local(StatusCode::NOT_FOUND, "")
+        });
+        return steps.finish(reply);
     };
     let exchange = Exchange {
         connection,
@@ -170,16 +202,10 @@ async fn routed(
         route,
         random,
     };
-    let forward = match &route.action {
-        RouteAction::Forward(forward) => Some(&**forward),
-        _ => None,
-    };
-    if let Some(wanted) = upgrade::wanted(&request)
-        && !upgrade::allowed(wanted, hcm, forward)
-    {
-        return local(StatusCode::FORBIDDEN, "");
+    if let Some(reply) = answered {
+        return steps.finish(exchange.finish(reply, &request, None, "", None));
     }
-    match &route.action {
+    let reply = match &route.action {
         RouteAction::Forward(forward) => exchange.forward(forward, request, body).await,
         RouteAction::Redirect(redirect) => {
             let reply = redirect::reply(redirect, &route.matcher.path, &request);
@@ -192,7 +218,8 @@ async fn routed(
             }
             exchange.finish(reply, &request, None, "", None)
         }
-    }
+    };
+    steps.finish(reply)
 }
 
 impl Exchange<'_> {

@@ -144,7 +144,7 @@ pub(super) fn answered(
             status,
             headers,
             body: ProxyBody::Own(None),
-            expired: false,
+            grpc_status: None,
             tunnel: body.into_tunnel().map(Box::new),
         };
     }
@@ -159,7 +159,7 @@ pub(super) fn answered(
             deadlines,
             serving: serving.clone(),
         })),
-        expired: false,
+        grpc_status: None,
         tunnel: None,
     }
 }

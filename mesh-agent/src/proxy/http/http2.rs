@@ -15,7 +15,7 @@ use crate::proxy::sniff::Prefixed;
 use crate::proxy::stats::count;
 
 use super::body::{ProxyBody, RequestBody};
-use super::message::{Path, Reply, Request};
+use super::message::{Metadata, Path, Reply, Request};
 use super::reply::Refusal;
 use super::{Connection, LocalExecutor, exchange};
 
@@ -100,5 +100,6 @@ fn request_of(parts: request::Parts) -> Result<Request, Refusal> {
         },
         version: Version::HTTP_2,
         headers,
+        metadata: Metadata::default(),
     })
 }

@@ -1,5 +1,8 @@
 //! A request on its way through, whichever protocol it came by.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 
@@ -16,7 +19,12 @@ pub(super) struct Request {
     pub(super) scheme: &'static str,
     pub(super) version: Version,
     pub(super) headers: HeaderMap,
+    /// What filters found out, by filter.
+    pub(super) metadata: Metadata,
 }
+
+/// Dynamic metadata; empty for nearly every request.
+pub(super) type Metadata = BTreeMap<Arc<str>, serde_json::Value>;
 
 /// A response on its way to the client.
 #[derive(Debug)]
@@ -24,8 +32,8 @@ pub(super) struct Reply {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: ProxyBody,
-    /// The longest life of the stream is over.
-    pub(super) expired: bool,
+    /// What a gRPC client is told, where it does not follow from the status.
+    pub(super) grpc_status: Option<u16>,
     /// The upstream's side of an upgraded connection.
     pub(super) tunnel: Option<Box<Tunnel>>,
 }

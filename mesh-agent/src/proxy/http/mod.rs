@@ -6,6 +6,7 @@ mod attempts;
 mod body;
 mod date;
 mod exchange;
+mod filters;
 mod forward;
 mod h1;
 mod headers;
@@ -88,6 +89,16 @@ impl Connection {
             })
             .unwrap_or_else(|| self.first.clone());
         Some((view, hcm))
+    }
+
+    /// The names in the client's certificate; `None`: it showed none, as without TLS.
+    fn peer_names(&self) -> Option<&[Arc<str>]> {
+        None
+    }
+
+    /// The name the client asked for in its TLS handshake; empty without TLS.
+    fn server_name(&self) -> &str {
+        ""
     }
 
     /// The connection manager that accepted it.

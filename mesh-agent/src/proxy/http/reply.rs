@@ -13,7 +13,7 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// gRPC's status of a call that took too long.
-const DEADLINE_EXCEEDED: u16 = 4;
+pub(super) const DEADLINE_EXCEEDED: u16 = 4;
 
 /// Why a request is not taken; the connection ends with the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub(super) fn with_body(status: StatusCode, body: Bytes) -> Reply {
         status,
         headers,
         body: ProxyBody::Own((!body.is_empty()).then_some(body)),
-        expired: false,
+        grpc_status: None,
         tunnel: None,
     }
 }
@@ -82,11 +82,7 @@ pub(super) fn for_grpc(reply: &mut Reply) {
     let headers = &mut reply.headers;
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONTENT_TYPE, GRPC);
-    let status = if reply.expired {
-        DEADLINE_EXCEEDED
-    } else {
-        grpc_status(status)
-    };
+    let status = reply.grpc_status.unwrap_or_else(|| grpc_status(status));
     headers.insert(GRPC_STATUS, HeaderValue::from(status));
     if let Some(message) = message
         && let Ok(message) = HeaderValue::try_from(percent_encoded(&message))

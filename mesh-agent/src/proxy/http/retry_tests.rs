@@ -26,6 +26,7 @@ fn request(headers: &[(&'static str, &'static str)]) -> Request {
                 )
             })
             .collect(),
+        metadata: Default::default(),
     }
 }
 

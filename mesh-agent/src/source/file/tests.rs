@@ -289,7 +289,7 @@ fn a_filter_is_what_its_type_says_whatever_its_name() {
             "                http_filters:\n",
             &format!(
                 "                http_filters:\n                  - name: {name}\n                    \
-                 typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC}}\n"
+                 typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz}}\n"
             ),
         );
         let bad = errors(&text);

@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, StatusCode, Version, header};
 
 use crate::config::model::listener::HttpConnectionManager;
-use crate::proxy::http::message::{Path, Request};
+use crate::proxy::http::message::{Metadata, Path, Request};
 use crate::proxy::http::reply::Refusal;
 
 use super::fields::{Framing, Malformed, fields, first_line, framing, has_token, head_end};
@@ -126,6 +126,7 @@ pub(super) fn parse(
             scheme: "http",
             version,
             headers,
+            metadata: Metadata::default(),
         },
         framing,
         keep_alive,
