@@ -114,6 +114,9 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         .context("the connection records have a reader")?;
     let telemetry = Telemetry::start(snapshots.clone(), events)
         .context("cannot start the reader of connection records")?;
+    datapath
+        .watch_sockets(telemetry.sampler())
+        .context("cannot start looking at open connections")?;
     let inherited = datapath.inherited_pod();
     let mut agent = Agent {
         args: args.clone(),
@@ -129,7 +132,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         proxy,
         manager: Manager::starting_after(inherited),
         telemetry,
-        pods_known: 0,
+        pods_known: u64::MAX,
         inheriting: true,
         applied: Applied::default(),
         ready,
@@ -234,7 +237,11 @@ impl Agent {
                 .reconcile(snapshot, &mut self.datapath, &self.proxy);
             if self.pods_known != self.manager.changes() {
                 self.pods_known = self.manager.changes();
-                self.telemetry.know(self.manager.known_pods());
+                let pods = self.manager.known_pods();
+                if let Some(sockets) = self.datapath.sockets() {
+                    sockets.know(pods.iter().map(|known| known.pod.clone()).collect());
+                }
+                self.telemetry.know(pods);
             }
         }
     }

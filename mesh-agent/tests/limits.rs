@@ -95,3 +95,47 @@ fn each_endpoint_has_a_limit_and_a_low_one_of_waiting_connects_is_the_agents() -
     );
     Ok(())
 }
+
+#[test]
+fn connections_to_endpoints_that_leave_go_on_or_are_reset_as_the_cluster_says() -> Result<()> {
+    needs_root!(Ok(()));
+    let testbed = Testbed::new()?;
+    let (client, pod) = (testbed.pod("client")?, testbed.pod("server")?);
+    let apps = [
+        Server::tcp(&pod, "stays", 9000)?,
+        Server::tcp(&pod, "goes", 9001)?,
+    ];
+    let vips: [[SocketAddr; 2]; 2] = [
+        [(testbed.vip4(7), 700).into(), (testbed.vip6(7), 700).into()],
+        [(testbed.vip4(8), 700).into(), (testbed.vip6(8), 700).into()],
+    ];
+    let config = |servers: &[Server]| {
+        let mut config = Config::default().enrol(&client, "");
+        let policies = ["", ", close_connections_on_host_health_failure: true"];
+        for (number, (vips, policy)) in vips.iter().zip(policies).enumerate() {
+            let (four, six) = (format!("four{number}"), format!("six{number}"));
+            let all4: Vec<SocketAddr> = servers.iter().map(Server::addr4).collect();
+            let all6: Vec<SocketAddr> = servers.iter().map(Server::addr6).collect();
+            config = config
+                .tcp(&four, vips[0], "")
+                .tcp(&six, vips[1], "")
+                .cluster_with(&four, &all4, policy)
+                .cluster_with(&six, &all6, policy);
+        }
+        config.yaml()
+    };
+    let agent = MeshAgent::start(&testbed, &config(&apps))?;
+    let services = agent.get("/services")?.body;
+    assert_eq!(services.matches("\"direct\"").count(), 4, "{services}");
+    let mut held = Vec::new();
+    for vip in vips.concat() {
+        held.push(Connect::to(vip).times(4).hold(&client)?);
+    }
+    apply(&agent, &config(&apps[..1]))?;
+    for (open, alive) in held.iter_mut().zip([4, 4, 2, 2]) {
+        eventually("connections live or die", PATIENCE, || {
+            open.check().is_ok_and(|held| held.alive == alive)
+        })?;
+    }
+    Ok(())
+}

@@ -147,6 +147,35 @@ fn what_ended_while_no_agent_was_there_is_told_to_the_next() -> Result<()> {
 }
 
 #[test]
+fn long_connections_are_counted_while_they_last() -> Result<()> {
+    needs_root!(Ok(()));
+    let bed = Bed::new()?;
+    let agent = bed.start()?;
+    let service = ["destination_service_name=\"db\""];
+    let mut held = Connect::to(bed.vips[0])
+        .option("--send", "hello")
+        .times(4)
+        .hold(&bed.client)?;
+    assert_eq!(held.check()?.alive, 4);
+    let received = |bytes| {
+        eventually(
+            "the bytes of open connections are counted",
+            PATIENCE,
+            || sum(&agent, "istio_tcp_received_bytes_total", &service).is_ok_and(|n| n == bytes),
+        )
+    };
+    received(4 * 6)?;
+    assert_eq!(
+        sum(&agent, "istio_tcp_connections_closed_total", &service)?,
+        0
+    );
+    assert_eq!(held.check()?.alive, 4);
+    drop(held);
+    closed(&agent, "db.prod.svc.cluster.local", 4)?;
+    received(4 * 7)
+}
+
+#[test]
 fn refusals_are_counted_and_told_by_pod_destination_and_rule() -> Result<()> {
     needs_root!(Ok(()));
     let bed = Bed::new()?;

@@ -4,7 +4,7 @@
 //! endpoint that leaves and comes back finds its connections counted, and what is taken off a
 //! counter was put on the same one.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 
 use mesh_common::{Addr, Backend, ConnsKey, Slot};
@@ -12,6 +12,7 @@ use mesh_common::{Addr, Backend, ConnsKey, Slot};
 use super::DatapathError;
 use super::plan::PlannedSlot;
 use super::sink::Sink;
+use super::sockets::Route;
 
 /// Mirrors `BACK` and `CONNS`.
 #[derive(Debug, Default)]
@@ -20,6 +21,8 @@ pub(super) struct Backends {
     counters: HashMap<ConnsKey, Counters>,
     /// Counters that no service names.
     idle: BTreeSet<ConnsKey>,
+    /// Whose connections are to be closed.
+    closing: BTreeSet<ConnsKey>,
     last_id: u32,
 }
 
@@ -112,6 +115,26 @@ impl Backends {
                 }
             }
         }
+        for slot in slots.iter().filter(|slot| slot.limits.close_on_removal) {
+            if let Some(known) = self.known.get(&slot.address) {
+                let key = ConnsKey::of(slot.limits.cluster, known.id);
+                if self.idle.contains(&key) {
+                    self.closing.insert(key);
+                }
+            }
+        }
+    }
+
+    /// Connections to endpoints that have left and did not come back.
+    pub(super) fn take_closing(&mut self) -> HashSet<Route> {
+        std::mem::take(&mut self.closing)
+            .into_iter()
+            .filter(|key| self.idle.contains(key))
+            .map(|key| Route {
+                cluster: key.cluster,
+                backend_id: key.backend_id,
+            })
+            .collect()
     }
 
     /// Removes what nothing names and no connection is counted at. What cannot be removed now is

@@ -163,8 +163,6 @@ fn needs_agent(cluster: &ClusterView) -> Option<&'static str> {
         Some(
             "circuit_breakers.max_pending_requests is low: the kernel counts no connects in flight",
         )
-    } else if config.close_connections_on_host_removal {
-        Some("close_connections_on_host_health_failure is set")
     } else {
         None
     }

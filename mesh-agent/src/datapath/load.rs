@@ -25,6 +25,7 @@ use super::pins::Pins;
 use super::plan::Plan;
 use super::pods::{Enrolment, Pods};
 use super::reconcile::{Reconciler, Report};
+use super::sockets::Sockets;
 use super::{DatapathError, adopt, object};
 
 /// How the kernel side is set up.
@@ -56,6 +57,7 @@ pub struct Datapath {
     /// Where the programs are to be attached once the maps are filled: those of another version
     /// work until then.
     waiting: Option<Cgroup>,
+    pub(super) sockets: Option<Sockets>,
 }
 
 /// cgroup/connect, getpeername and getsockname programs.
@@ -120,6 +122,7 @@ impl Datapath {
             original_dst: Arc::new(KernelOriginalDst::new(orig)),
             pins,
             waiting: Some(cgroup),
+            sockets: None,
         };
         datapath.heartbeat()?;
         if !datapath.pins.as_ref().is_some_and(Pins::has_outdated) {
@@ -184,8 +187,16 @@ impl Datapath {
 
     /// Brings the service maps up to the snapshot.
     pub fn apply(&mut self, snapshot: &Snapshot) -> Report {
-        self.reconciler
-            .apply(Plan::new(snapshot), &mut self.services)
+        let report = self
+            .reconciler
+            .apply(Plan::new(snapshot), &mut self.services);
+        let routes = self.reconciler.take_closing();
+        if let Some(sockets) = &self.sockets
+            && !routes.is_empty()
+        {
+            sockets.close(routes);
+        }
+        report
     }
 
     /// Enrols a pod or brings an enrolled one up to date.

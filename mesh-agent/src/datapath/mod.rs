@@ -20,6 +20,7 @@ pub mod plan;
 mod pods;
 pub mod reconcile;
 mod sink;
+mod sockets;
 mod status;
 mod take;
 
@@ -29,4 +30,5 @@ pub use events::Events;
 pub use load::{Datapath, Options};
 pub use pins::{PinError, uninstall};
 pub use pods::Enrolment;
+pub use sockets::{Observer, Sample, Sockets};
 pub use status::{BackendStatus, MapUse, ServiceStatus};

@@ -3,7 +3,7 @@
 //! The kernel never sees half a list: backends are written first, then the slots of the next
 //! generation, then one update of the service flips to it, and only then does the old go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 
 use mesh_common::{Service, ServiceFlags, ServiceKey, Slot, SlotKey};
@@ -14,6 +14,7 @@ use super::DatapathError;
 use super::backends::Backends;
 use super::plan::{Plan, PlannedSlot, ServicePlan};
 use super::sink::Sink;
+use super::sockets::Route;
 
 /// What one reconciliation did.
 #[derive(Debug, Default)]
@@ -76,6 +77,8 @@ impl Reconciler {
                         cluster: slot.cluster,
                         max_connections: slot.max_connections,
                         max_per_endpoint: slot.max_per_endpoint,
+                        // Nobody knows any more.
+                        close_on_removal: false,
                     },
                 })
                 .collect();
@@ -130,6 +133,12 @@ impl Reconciler {
     /// that will be taken off them. To be called from time to time.
     pub(super) fn sweep(&mut self, sink: &mut impl Sink) {
         self.backends.sweep(sink);
+    }
+
+    /// Connections that must not go on: their endpoint has left, and its cluster wants them closed.
+    /// Each is told once.
+    pub(super) fn take_closing(&mut self) -> HashSet<Route> {
+        self.backends.take_closing()
     }
 
     /// What the maps hold.

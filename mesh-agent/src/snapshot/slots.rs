@@ -28,6 +28,8 @@ pub struct Limits {
     pub max_connections: u32,
     /// To each endpoint (Envoy: `per_host_thresholds`).
     pub max_per_endpoint: u32,
+    /// Connections to an endpoint that leaves are reset.
+    pub close_on_removal: bool,
 }
 
 impl Limits {
@@ -38,6 +40,7 @@ impl Limits {
             cluster: xxh64(cluster.config.name.as_bytes(), u64::from(view.0)),
             max_connections: breakers.default.max_connections,
             max_per_endpoint: breakers.max_connections_per_endpoint.unwrap_or(UNLIMITED),
+            close_on_removal: cluster.config.close_connections_on_host_removal,
         }
     }
 }

@@ -19,8 +19,9 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::config::model::workload::Workload;
-use crate::datapath::{Denied, Events};
+use crate::datapath::{Denied, Events, Observer, Sample};
 use crate::snapshot::SharedSnapshot;
+use crate::workload::Pod;
 
 use self::denied::DeniedConnects;
 use self::pods::Pods;
@@ -29,8 +30,8 @@ use self::tcp::TcpConnections;
 /// A pod of this node, as far as metrics speak of it.
 #[derive(Debug, Clone)]
 pub struct KnownPod {
-    /// Its network namespace.
-    pub netns_cookie: u64,
+    /// Itself.
+    pub pod: Arc<Pod>,
     /// What is configured of it.
     pub workload: Arc<Workload>,
     /// Its addresses.
@@ -89,6 +90,11 @@ impl Telemetry {
         state.tcp.names_changed();
     }
 
+    /// What is to be told of open connections.
+    pub fn sampler(&self) -> impl Observer + 'static {
+        Sampler(self.shared.clone())
+    }
+
     /// Counts connects that the kernel refused, and logs some of them.
     pub fn denied(&self, denied: &[Denied]) {
         if !denied.is_empty() {
@@ -107,6 +113,26 @@ impl Telemetry {
         let state = self.shared.state.lock();
         state.tcp.prometheus(out);
         state.denied.prometheus(out);
+    }
+}
+
+/// Counts the bytes of connections that go on for long.
+struct Sampler(Arc<Shared>);
+
+impl Observer for Sampler {
+    fn begin(&mut self) {
+        self.0.state.lock().tcp.begin_samples();
+    }
+
+    fn sample(&mut self, sample: &Sample) {
+        let snapshot = self.0.snapshots.load();
+        let mut state = self.0.state.lock();
+        let State { pods, tcp, .. } = &mut *state;
+        tcp.sample(sample, pods, &snapshot);
+    }
+
+    fn end(&mut self) {
+        self.0.state.lock().tcp.end_samples();
     }
 }
 

@@ -18,22 +18,26 @@ pub(super) struct Pods {
     by_ip: HashMap<IpAddr, Arc<Workload>>,
     /// Those that are here, or were, oldest first.
     order: VecDeque<u64>,
+    introduced: bool,
 }
 
 impl Pods {
+    /// Whether anybody said who is here.
+    pub(super) fn are_known(&self) -> bool {
+        self.introduced
+    }
+
     /// These are here now.
     pub(super) fn know(&mut self, pods: Vec<KnownPod>) {
+        self.introduced = true;
         self.by_ip.clear();
         for pod in pods {
             for ip in pod.ips {
                 self.by_ip.insert(ip, pod.workload.clone());
             }
-            if self
-                .by_netns
-                .insert(pod.netns_cookie, pod.workload)
-                .is_none()
-            {
-                self.order.push_back(pod.netns_cookie);
+            let cookie = pod.pod.netns.cookie();
+            if self.by_netns.insert(cookie, pod.workload).is_none() {
+                self.order.push_back(cookie);
             }
         }
         let here = self.by_ip.len();

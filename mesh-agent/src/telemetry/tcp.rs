@@ -2,7 +2,7 @@
 //!
 //! As in Istio, *sent* is what the server sent and *received* what it received, whoever reports.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use mesh_common::{Event, EventKind};
 
 use crate::config::model::Name;
+use crate::datapath::Sample;
 use crate::snapshot::Snapshot;
 use crate::snapshot::slots::Limits;
 
@@ -40,14 +41,21 @@ pub(super) struct TcpConnections {
     /// Labels by what decides them; forgotten when names change.
     labels: HashMap<LabelKey, Arc<str>>,
     clusters: Clusters,
-    /// Bytes of connections that are open and were looked at, by cookie.
-    reported: HashMap<u64, Bytes>,
+    /// Connections that are open and were looked at, by cookie.
+    reported: HashMap<u64, Reported>,
+    /// Connections that ended since the look that is under way began.
+    ended: Option<HashSet<u64>>,
+    /// Looks so far.
+    looks: u64,
 }
 
+/// Bytes that are counted already.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Bytes {
+struct Reported {
     sent: u64,
     received: u64,
+    /// When it was seen last.
+    look: u64,
 }
 
 /// Names of clusters by their numbers, as of one snapshot.
@@ -89,11 +97,19 @@ impl TcpConnections {
         if kind == EventKind::Failed {
             return;
         }
-        let labels = self.labels(event, pods, snapshot);
-        let known = match kind {
-            EventKind::Closed => self.reported.remove(&event.cookie).unwrap_or_default(),
-            _ => Bytes::default(),
+        let ends = LabelKey {
+            netns_cookie: event.netns_cookie,
+            cluster: event.cluster,
+            server: event.addr.into(),
         };
+        let labels = self.labels(ends, pods, snapshot);
+        let mut known = Reported::default();
+        if kind == EventKind::Closed {
+            known = self.reported.remove(&event.cookie).unwrap_or_default();
+            if let Some(ended) = &mut self.ended {
+                ended.insert(event.cookie);
+            }
+        }
         let counters = self.by_labels.entry(labels).or_default();
         match kind {
             EventKind::Opened => counters.opened += 1,
@@ -105,16 +121,47 @@ impl TcpConnections {
         }
     }
 
-    fn labels(&mut self, event: &Event, pods: &Pods, snapshot: &Snapshot) -> Arc<str> {
+    /// A look at open connections begins.
+    pub(super) fn begin_samples(&mut self) {
+        self.looks += 1;
+        self.ended = Some(HashSet::new());
+    }
+
+    /// Counts what an open connection carried since it was last looked at.
+    pub(super) fn sample(&mut self, sample: &Sample, pods: &Pods, snapshot: &Snapshot) {
+        let ended = |ended: &HashSet<u64>| ended.contains(&sample.cookie);
+        if self.ended.as_ref().is_some_and(ended) {
+            return;
+        }
         let ends = LabelKey {
-            netns_cookie: event.netns_cookie,
-            cluster: event.cluster,
-            server: event.addr.into(),
+            netns_cookie: sample.netns_cookie,
+            cluster: sample.cluster,
+            server: sample.addr.into(),
         };
+        let labels = self.labels(ends, pods, snapshot);
+        let known = self.reported.entry(sample.cookie).or_default();
+        let counters = self.by_labels.entry(labels).or_default();
+        counters.sent_bytes += sample.received_bytes.saturating_sub(known.received);
+        counters.received_bytes += sample.sent_bytes.saturating_sub(known.sent);
+        *known = Reported {
+            sent: sample.sent_bytes.max(known.sent),
+            received: sample.received_bytes.max(known.received),
+            look: self.looks,
+        };
+    }
+
+    /// All were looked at. What was not seen twice, and did not say that it ended, is forgotten.
+    pub(super) fn end_samples(&mut self) {
+        self.ended = None;
+        let last = self.looks;
+        self.reported.retain(|_, known| known.look + 1 >= last);
+    }
+
+    fn labels(&mut self, ends: LabelKey, pods: &Pods, snapshot: &Snapshot) -> Arc<str> {
         if let Some(labels) = self.labels.get(&ends) {
             return labels.clone();
         }
-        let cluster = self.clusters.name(event.cluster, snapshot);
+        let cluster = self.clusters.name(ends.cluster, snapshot);
         let labels: Arc<str> = render(&Ends {
             source: pods.by_netns(ends.netns_cookie).map(|workload| &**workload),
             destination: pods.by_ip(ends.server).map(|workload| &**workload),

@@ -194,7 +194,7 @@ impl Manager {
             .values()
             .filter_map(|entry| match &entry.state {
                 State::Enrolled(enrolled) => Some(KnownPod {
-                    netns_cookie: enrolled.pod.netns.cookie(),
+                    pod: enrolled.pod.clone(),
                     workload: entry.workload.clone(),
                     ips: enrolled.ips.clone(),
                 }),
@@ -251,6 +251,7 @@ impl Manager {
         };
         let reason = "its network namespace has ended".to_owned();
         let state = std::mem::replace(&mut entry.state, State::Waiting { reason });
+        self.changes += 1;
         release(
             key,
             "its network namespace has ended",
@@ -262,6 +263,7 @@ impl Manager {
 
     fn forget(&mut self, key: &Name, why: &str, datapath: &mut Datapath, proxy: &Proxy) {
         if let Some(entry) = self.entries.remove(key) {
+            self.changes += 1;
             release(key, why, entry.state, datapath, proxy);
         }
     }

@@ -134,6 +134,7 @@ const LIMITS: Limits = Limits {
     cluster: 77,
     max_connections: 5,
     max_per_endpoint: UNLIMITED,
+    close_on_removal: true,
 };
 
 fn plan(services: &[(u16, &[u16])]) -> Plan {
@@ -196,6 +197,12 @@ fn what_is_counted_stays_as_long_as_a_connection() {
     for ports in [&[11][..], &[10, 11], &[]] {
         let services: &[(u16, &[u16])] = if ports.is_empty() { &[] } else { &[(1, ports)] };
         reconciler.apply(plan(services), &mut kernel);
+        let closing = reconciler.take_closing();
+        assert_eq!(
+            closing.len(),
+            usize::from(!ports.contains(&10)),
+            "{ports:?}"
+        );
         assert_eq!((kernel.conns[&whole], kernel.conns[&one]), (3, 3));
         assert_eq!(number(&kernel), id);
     }

@@ -1,0 +1,220 @@
+//! Connections that are open: looked at from time to time, and closed when they must not go on.
+//!
+//! A thread of its own walks the pods' namespaces; the control loop only tells it what to do.
+
+mod diag;
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use aya::maps::Map;
+use mesh_common::{Addr, sk_flags};
+
+use crate::workload::Pod;
+
+use self::diag::{Live, SocketDiag};
+use super::{Datapath, DatapathError};
+
+/// How often open connections are looked at. Istio reports long connections every 5 s, too.
+const PERIOD: Duration = Duration::from_secs(5);
+
+/// An open connection that the kernel balanced.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    /// The socket's cookie.
+    pub cookie: u64,
+    /// Who connected: the pod's network namespace.
+    pub netns_cookie: u64,
+    /// The cluster's number in the kernel.
+    pub cluster: u64,
+    /// The backend's address.
+    pub addr: Addr,
+    /// Bytes the client sent.
+    pub sent_bytes: u64,
+    /// Bytes the client received.
+    pub received_bytes: u64,
+    /// Smoothed round-trip time.
+    pub srtt_us: u32,
+    /// Segments the client sent again.
+    pub retransmits: u32,
+}
+
+/// Who is told of open connections.
+pub trait Observer: Send {
+    /// A look at all of them begins.
+    fn begin(&mut self);
+    /// One of them.
+    fn sample(&mut self, sample: &Sample);
+    /// All were told.
+    fn end(&mut self);
+}
+
+/// Connections of a cluster to one backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Route {
+    pub(super) cluster: u64,
+    pub(super) backend_id: u32,
+}
+
+enum Order {
+    Pods(Vec<Arc<Pod>>),
+    Close(HashSet<Route>),
+}
+
+/// The thread. Dropping it ends it.
+#[derive(Debug)]
+pub struct Sockets {
+    orders: Option<Sender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Sockets {
+    /// These pods are there.
+    pub fn know(&self, pods: Vec<Arc<Pod>>) {
+        self.tell(Order::Pods(pods));
+    }
+
+    /// Resets these connections.
+    pub(super) fn close(&self, routes: HashSet<Route>) {
+        self.tell(Order::Close(routes));
+    }
+
+    fn tell(&self, order: Order) {
+        // A thread that is gone had panicked, which dropping it tells.
+        let _ = self.orders.as_ref().map(|orders| orders.send(order));
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that looks at open connections had panicked");
+        }
+    }
+}
+
+impl Datapath {
+    /// Starts looking at open connections.
+    ///
+    /// # Errors
+    /// The object has no socket storage, or the thread cannot be made.
+    pub fn watch_sockets(&mut self, observer: impl Observer + 'static) -> anyhow::Result<()> {
+        let Some(Map::SkStorage(storage)) = self.ebpf.map("SK") else {
+            return Err(DatapathError::Missing("map SK").into());
+        };
+        let storage = storage.fd().as_fd().try_clone_to_owned()?;
+        let (orders, todo) = channel();
+        let walker = Walker {
+            storage,
+            pods: Vec::new(),
+            observer: Box::new(observer),
+        };
+        let thread = std::thread::Builder::new()
+            .name("sockets".into())
+            .spawn(move || walker.run(&todo))?;
+        self.sockets = Some(Sockets {
+            orders: Some(orders),
+            thread: Some(thread),
+        });
+        Ok(())
+    }
+
+    /// Open connections, and the thread that looks at them.
+    pub fn sockets(&self) -> Option<&Sockets> {
+        self.sockets.as_ref()
+    }
+}
+
+struct Walker {
+    storage: OwnedFd,
+    pods: Vec<Arc<Pod>>,
+    observer: Box<dyn Observer>,
+}
+
+impl Walker {
+    fn run(mut self, todo: &Receiver<Order>) {
+        loop {
+            match todo.recv_timeout(PERIOD) {
+                Ok(Order::Pods(pods)) => self.pods = pods,
+                Ok(Order::Close(routes)) => self.close(&routes),
+                Err(RecvTimeoutError::Timeout) => self.look(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        self.observer.begin();
+        for pod in &self.pods {
+            let result = connections(&self.storage, pod, |_, live| {
+                self.observer.sample(&Sample {
+                    cookie: live.cookie,
+                    netns_cookie: live.state.netns_cookie,
+                    cluster: live.state.cluster,
+                    addr: live.addr,
+                    sent_bytes: live.sent_bytes,
+                    received_bytes: live.received_bytes,
+                    srtt_us: live.srtt_us,
+                    retransmits: live.retransmits,
+                });
+            });
+            tell(pod, "look at", result);
+        }
+        self.observer.end();
+    }
+
+    fn close(&self, routes: &HashSet<Route>) {
+        for pod in &self.pods {
+            let mut closed = 0;
+            let result = connections(&self.storage, pod, |diag, live| {
+                let route = Route {
+                    cluster: live.state.cluster,
+                    backend_id: live.state.backend_id,
+                };
+                if routes.contains(&route) {
+                    match diag.destroy(live) {
+                        Ok(()) => closed += 1,
+                        // It ended by itself.
+                        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                        Err(error) => tell(pod, "close", Err(error)),
+                    }
+                }
+            });
+            tell(pod, "look at", result);
+            if closed > 0 {
+                let pod = pod.workload.key();
+                tracing::info!(%pod, closed, "connections to endpoints that are gone are reset");
+            }
+        }
+    }
+}
+
+/// The connections of a pod that the kernel balanced.
+fn connections(
+    storage: &OwnedFd,
+    pod: &Pod,
+    mut each: impl FnMut(&SocketDiag, &Live),
+) -> io::Result<()> {
+    let diag = SocketDiag::open(&pod.netns, storage.as_raw_fd())?;
+    for live in diag.connections()? {
+        if live.state.flags & sk_flags::DIRECT != 0 {
+            each(&diag, &live);
+        }
+    }
+    Ok(())
+}
+
+fn tell(pod: &Pod, what: &str, result: io::Result<()>) {
+    if let Err(error) = result {
+        let pod = pod.workload.key();
+        tracing::warn!(%pod, %error, "cannot {what} connections; kernels with CONFIG_INET_DIAG and CONFIG_INET_DIAG_DESTROY can");
+    }
+}
