@@ -83,7 +83,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
     serve_readiness(args.readiness, readiness).await?;
     let (mut reloaded, reloads) = file::watch(args.config.clone(), loaded.clone())
         .with_context(|| format!("cannot watch {}", args.config.display()))?;
-    let options = args.xds.options();
+    let options = args.xds.options(loaded.bootstrap.as_ref());
     let mut xds = options.map(|options| Views::new(options, args.xds.scope()));
     let streams = xds.as_ref().map(Views::changed).unwrap_or_default();
     let sight = match &mut xds {

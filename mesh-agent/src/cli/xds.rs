@@ -7,13 +7,15 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{Struct, Value};
 
+use crate::source::file::Bootstrap;
 use crate::source::xds::{Mode, Options, Scope, Server};
 
 /// The management server, and who asks it.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Configuration by xDS")]
 pub struct XdsArgs {
-    /// The management server: `host:port`, `https://host:port` or `unix:/path`. Listeners,
+    /// The management server: `host:port`, `https://host:port` or `unix:/path`; without it, the
+    /// one that `dynamic_resources` of the configuration names. Listeners,
     /// routes, clusters and endpoints come from there; --config still says which pods this node
     /// has.
     #[arg(long, env = "MESH_XDS", value_name = "ADDRESS")]
@@ -114,12 +116,39 @@ impl XdsArgs {
         }
     }
 
-    /// What to ask whom for; `None` without a server.
-    pub fn options(&self) -> Option<Options> {
-        let address = self.xds.clone()?;
-        Some(Options {
+    /// What to ask whom for; `None` without a server. Flags win over what the file says.
+    pub fn options(&self, file: Option<&Bootstrap>) -> Option<Options> {
+        let mut options = self.flags();
+        if self.xds.is_none() {
+            let file = file?;
+            options.server.address.clone_from(&file.address);
+            options.mode = if file.delta { Mode::Delta } else { Mode::Sotw };
+            let server = &mut options.server;
+            server.ca = server.ca.take().or_else(|| file.ca.clone());
+            server.identity = server.identity.take().or_else(|| file.identity.clone());
+            server.server_name = server
+                .server_name
+                .take()
+                .or_else(|| file.server_name.clone());
+        }
+        if let Some(node) = file.and_then(|file| file.node.clone()) {
+            let metadata = options.node.metadata.take().unwrap_or_default();
+            options.node = Node {
+                user_agent_name: options.node.user_agent_name,
+                ..node
+            };
+            let fields = &mut options.node.metadata.get_or_insert_default().fields;
+            for (key, value) in metadata.fields {
+                fields.entry(key).or_insert(value);
+            }
+        }
+        Some(options)
+    }
+
+    fn flags(&self) -> Options {
+        Options {
             server: Server {
-                address,
+                address: self.xds.clone().unwrap_or_default(),
                 ca: self.xds_ca.clone(),
                 identity: self.xds_cert.clone().zip(self.xds_key.clone()),
                 token: self.xds_token.clone(),
@@ -141,7 +170,7 @@ impl XdsArgs {
                 ..Node::default()
             },
             max_message_bytes: usize::from(self.xds_max_message_mib) << 20,
-        })
+        }
     }
 }
 

@@ -22,7 +22,7 @@ const UNDERSTOOD: &[Entry] = &[
     (
         "envoy.config.listener.v3.Listener",
         "name address additional_addresses filter_chains use_original_dst default_filter_chain \
-         listener_filters listener_filters_timeout continue_on_listener_filters_timeout \
+         api_listener listener_filters listener_filters_timeout continue_on_listener_filters_timeout \
          traffic_direction",
         "stat_prefix metadata bind_to_port deprecated_v1 access_log connection_balance_config \
          max_connections_to_accept_per_socket_event enable_reuse_port reuse_port tcp_backlog_size per_connection_buffer_limit_bytes drain_type \
@@ -38,6 +38,7 @@ const UNDERSTOOD: &[Entry] = &[
         "name typed_config filter_disabled",
         "",
     ),
+    ("envoy.config.listener.v3.ApiListener", "api_listener", ""),
     ("envoy.config.listener.v3.Filter", "name typed_config", ""),
     (
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",

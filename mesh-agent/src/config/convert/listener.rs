@@ -10,6 +10,10 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 
+use envoy_types::pb::google::protobuf::Any;
+
+use crate::config::model::tls::DownstreamTransport;
+
 use crate::config::model::listener::{
     FilterChain, FilterChainMatch, ListenAddress, Listener, SourceType, TcpProxy,
     TcpWeightedCluster, Terminal, TrafficDirection,
@@ -17,15 +21,20 @@ use crate::config::model::listener::{
 
 use super::{
     Converted, IGNORED_NETWORK_FILTERS, Problems, address, decode, hcm, inspectors, is_one_of,
-    timeout, tls, type_name,
+    timeout, tls, type_name, typed,
 };
+
+const HCM: &str =
+    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 
 /// A listener.
 ///
 /// # Errors
 /// Everything that is wrong with it.
 pub fn listener(message: &pb::Listener) -> Converted<Listener> {
-    let mut problems = Problems::of("envoy.config.listener.v3.Listener", message);
+    let mut problems = Problems::default();
+    let message = &*typed::listener(message, &mut problems);
+    problems.check("envoy.config.listener.v3.Listener", message);
     let converted = convert(message, &mut problems);
     problems.finish(|| converted)
 }
@@ -46,12 +55,19 @@ fn convert(message: &pb::Listener, problems: &mut Problems) -> Listener {
             });
         }
     };
-    listen(message.address.as_ref(), "address", problems);
+    let api = message.api_listener.as_ref();
+    if api.is_none() || message.address.is_some() {
+        listen(message.address.as_ref(), "address", problems);
+    }
     for (i, additional) in message.additional_addresses.iter().enumerate() {
         let path = format!("additional_addresses[{i}].address");
         listen(additional.address.as_ref(), &path, problems);
     }
-    if message.filter_chains.is_empty() && message.default_filter_chain.is_none() {
+    let api = api.and_then(|api| api_chain(api.api_listener.as_ref(), problems));
+    if message.filter_chains.is_empty()
+        && message.default_filter_chain.is_none()
+        && message.api_listener.is_none()
+    {
         problems.push("filter_chains", "at least one filter chain is needed");
     }
     let filter_chains: Vec<FilterChain> = message
@@ -75,7 +91,8 @@ fn convert(message: &pb::Listener, problems: &mut Problems) -> Listener {
     let default_filter_chain = message
         .default_filter_chain
         .as_ref()
-        .and_then(|chain| filter_chain(chain, "default_filter_chain", problems));
+        .and_then(|chain| filter_chain(chain, "default_filter_chain", problems))
+        .or(api);
     Listener {
         name: name.into(),
         addresses,
@@ -98,6 +115,24 @@ fn convert(message: &pb::Listener, problems: &mut Problems) -> Listener {
         ),
         continue_on_listener_filters_timeout: message.continue_on_listener_filters_timeout,
     }
+}
+
+/// The proxyless shape: a connection manager without addresses, which gRPC clients ask for by
+/// the name they dial. It is understood, and serves no connection.
+fn api_chain(any: Option<&Any>, problems: &mut Problems) -> Option<FilterChain> {
+    let path = "api_listener.api_listener";
+    let Some(any) = any.filter(|any| type_name(any) == HCM) else {
+        problems.push(path, "must be an HttpConnectionManager");
+        return None;
+    };
+    let message: PbHcm = decode(any, path, problems)?;
+    let hcm = hcm::convert(&message, path, problems)?;
+    Some(FilterChain {
+        name: "api_listener".into(),
+        matcher: FilterChainMatch::default(),
+        terminal: Terminal::Http(Arc::new(hcm)),
+        transport: DownstreamTransport::Plain,
+    })
 }
 
 fn filter_chain(
@@ -158,7 +193,7 @@ fn network_filter(filter: &pb::Filter, path: &str, problems: &mut Problems) -> O
             let message: tcp::TcpProxy = decode(any, &path, problems)?;
             tcp_proxy(&message, &path, problems).map(|proxy| Terminal::Tcp(Arc::new(proxy)))
         }
-        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
+        HCM => {
             let message: PbHcm = decode(any, &path, problems)?;
             hcm::convert(&message, &path, problems).map(|hcm| Terminal::Http(Arc::new(hcm)))
         }

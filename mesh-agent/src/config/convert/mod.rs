@@ -14,6 +14,7 @@ mod matcher;
 mod retry;
 mod route;
 mod tls;
+mod typed;
 
 use std::time::Duration;
 
@@ -49,9 +50,14 @@ pub(crate) struct Problems(Vec<Problem>);
 impl Problems {
     /// A collector that starts with the fields that are not understood.
     fn of(name: &str, message: &impl Message) -> Self {
-        let mut problems = Vec::new();
-        support::check(name, Bytes::from(message.encode_to_vec()), &mut problems);
-        Self(problems)
+        let mut problems = Self::default();
+        problems.check(name, message);
+        problems
+    }
+
+    /// Adds the fields that are not understood.
+    fn check(&mut self, name: &str, message: &impl Message) {
+        support::check(name, Bytes::from(message.encode_to_vec()), &mut self.0);
     }
 
     fn push(&mut self, path: impl Into<String>, reason: impl Into<String>) {

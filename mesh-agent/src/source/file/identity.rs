@@ -18,14 +18,16 @@ struct FileIdentity {
 pub(super) struct Identity(Vec<FileIdentity>);
 
 impl Identity {
-    /// Looks at a file or folder. Taken before reading, a later look tells of every change the
+    /// Looks at a file or folder, and at further files it refers to. Taken before reading, a later look tells of every change the
     /// reading may have missed.
-    pub(super) fn of(path: &Path) -> Self {
+    pub(super) fn of(path: &Path, more: &[PathBuf]) -> Self {
         let mut paths = vec![path.to_owned()];
+        paths.extend_from_slice(more);
         if let Ok(entries) = std::fs::read_dir(path) {
             paths.extend(entries.flatten().map(|entry| entry.path()));
         }
         paths.sort();
+        paths.dedup();
         let files = paths.into_iter().filter_map(|path| {
             let metadata = std::fs::metadata(&path).ok()?;
             Some(FileIdentity {

@@ -8,6 +8,7 @@ use std::{fs, io};
 
 use bytes::Bytes;
 use prost::Message;
+use prost_reflect::MessageDescriptor;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::config::Problem;
@@ -19,15 +20,22 @@ use crate::config::model::Name;
 use crate::config::model::workload::{Capture, NodeConfig};
 use crate::store::{Resource, ResourceSet};
 
+use super::bootstrap::{self, Bootstrap};
 use super::errors::{ConfigErrors, FileError};
 use super::identity::Identity;
 use super::tree::{Node, Position, Value, parse};
-use super::{fill, node};
+use super::{discovery, fill, node};
 
 /// Fields of Envoy's bootstrap that are accepted and without effect: they are about the Envoy
 /// process, which the agent's flags and `mesh` stand for.
-const IGNORED_BOOTSTRAP: &[&str] = &["node", "admin", "layered_runtime", "stats_config"];
-const TOP_LEVEL: &[&str] = &["static_resources", "workloads", "mesh"];
+const IGNORED_BOOTSTRAP: &[&str] = &["admin", "layered_runtime", "stats_config"];
+const TOP_LEVEL: &[&str] = &[
+    "static_resources",
+    "dynamic_resources",
+    "node",
+    "workloads",
+    "mesh",
+];
 const STATIC_RESOURCES: &[&str] = &["listeners", "routes", "clusters", "endpoints"];
 
 /// A whole configuration.
@@ -37,6 +45,8 @@ pub struct Loaded {
     pub resources: ResourceSet,
     /// The node's settings and workloads.
     pub node: Arc<NodeConfig>,
+    /// The management server that it names.
+    pub bootstrap: Option<Bootstrap>,
     /// The files it was read from.
     pub files: Vec<PathBuf>,
     /// What they were just before they were read.
@@ -49,9 +59,10 @@ pub struct Loaded {
 /// # Errors
 /// Everything that is wrong with any of the files.
 pub fn load(path: &Path, previous: Option<&Loaded>) -> Result<Loaded, ConfigErrors> {
-    let identity = Identity::of(path);
+    let known = previous.map_or(&[][..], |previous| &previous.files);
+    let identity = Identity::of(path, known);
     let mut loader = Loader::default();
-    let files = match files(path) {
+    let mut files = match files(path) {
         Ok(files) => files,
         Err(error) => {
             let problem = Problem::new("", format!("cannot be read: {error}"))
@@ -66,10 +77,18 @@ pub fn load(path: &Path, previous: Option<&Loaded>) -> Result<Loaded, ConfigErro
     for file in &files {
         loader.read(file);
     }
-    let (resources, node) = loader.finish(previous)?;
+    loader.discover(&mut files);
+    // Files that were not known when the look was taken are looked at now: read twice at worst.
+    let identity = if files.iter().all(|file| known.contains(file)) {
+        identity
+    } else {
+        Identity::of(path, &files)
+    };
+    let (resources, node, bootstrap) = loader.finish(previous)?;
     Ok(Loaded {
         resources,
         node: Arc::new(node),
+        bootstrap,
         files,
         identity,
     })
@@ -105,9 +124,29 @@ fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Kinds of resources: their section in a file, and their message.
+const SECTIONS: [(&str, &str); 4] = [
+    ("listeners", "envoy.config.listener.v3.Listener"),
+    ("routes", "envoy.config.route.v3.RouteConfiguration"),
+    ("clusters", "envoy.config.cluster.v3.Cluster"),
+    (
+        "endpoints",
+        "envoy.config.endpoint.v3.ClusterLoadAssignment",
+    ),
+];
+
+fn list(node: Option<&Node>) -> &[Node] {
+    match node.map(|node| &node.value) {
+        Some(Value::List(items)) => items,
+        _ => &[],
+    }
+}
+
 #[derive(Default)]
 struct Loader {
     documents: Vec<(PathBuf, Node)>,
+    /// Documents from here on are discovery responses.
+    responses: usize,
     errors: Vec<FileError>,
 }
 
@@ -141,6 +180,7 @@ impl Loader {
         match parse(&text) {
             Ok(root) => {
                 self.documents.push((file.to_owned(), root));
+                self.responses += 1;
                 self.check_top_level(self.documents.len() - 1);
             }
             Err(error) => {
@@ -150,6 +190,70 @@ impl Loader {
                     at: Some(error.at),
                     problem,
                 });
+            }
+        }
+    }
+
+    /// Reads the files that those read refer to, and what these refer to in turn.
+    fn discover(&mut self, files: &mut Vec<PathBuf>) {
+        let mut document = 0;
+        while document < self.documents.len() {
+            let (by, root) = &self.documents[document];
+            let referred: Vec<_> = discovery::referred(root)
+                .into_iter()
+                .map(|(file, path)| (discovery::resolve(&file, by), path))
+                .collect();
+            for (file, path) in referred {
+                if files.contains(&file) {
+                    continue;
+                }
+                files.push(file.clone());
+                let read = fs::read_to_string(&file).map_err(|error| error.to_string());
+                let parsed = read.and_then(|text| {
+                    parse(&text).map_err(|error| {
+                        let Position { line, column } = error.at;
+                        format!("{line}:{column}: not valid YAML: {}", error.reason)
+                    })
+                });
+                match parsed {
+                    Ok(root) => self.documents.push((file, root)),
+                    Err(reason) => {
+                        let reason = format!("{} cannot be used: {reason}", file.display());
+                        self.error(&Place { document, path }, Problem::new("", reason));
+                    }
+                }
+            }
+            document += 1;
+        }
+        for document in self.responses..self.documents.len() {
+            self.check_response(document);
+        }
+    }
+
+    /// A discovery response has a version and resources that say their type.
+    fn check_response(&mut self, document: usize) {
+        let root = self.documents[document].1.clone();
+        let top = Place {
+            document,
+            path: String::new(),
+        };
+        for entry in root.entries() {
+            if !["version_info", "resources"].contains(&entry.key.as_str()) {
+                let problem = Problem::new(&entry.key, "unknown field")
+                    .remedy("a discovery response has version_info and resources");
+                self.error(&top, problem);
+            }
+        }
+        for (i, item) in list(root.get("resources")).iter().enumerate() {
+            let known = discovery::typed(item)
+                .is_some_and(|(name, _)| SECTIONS.iter().any(|(_, message)| *message == name));
+            if !known {
+                let kinds: Vec<&str> = SECTIONS.iter().map(|(_, message)| *message).collect();
+                let problem =
+                    Problem::new(format!("resources[{i}].@type"), "unknown or missing").remedy(
+                        format!("write type.googleapis.com/ and one of {}", kinds.join(", ")),
+                    );
+                self.error(&top, problem);
             }
         }
     }
@@ -227,7 +331,22 @@ impl Loader {
         let Some(descriptor) = descriptor else {
             return written;
         };
-        for document in 0..self.documents.len() {
+        for document in self.responses..self.documents.len() {
+            let items = list(self.documents[document].1.get("resources")).to_vec();
+            for (i, item) in items.iter().enumerate() {
+                let place = Place {
+                    document,
+                    path: format!("resources[{i}]"),
+                };
+                match discovery::typed(item) {
+                    Some((name, item)) if name == message => {
+                        self.fill(&descriptor, &item, place, &mut written);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        for document in 0..self.responses {
             let Some(list) = self.documents[document]
                 .1
                 .get("static_resources")
@@ -253,20 +372,30 @@ impl Loader {
                     document,
                     path: format!("{path}[{i}]"),
                 };
-                let mut problems = Vec::new();
-                let filled = fill::message(&descriptor, item, &mut problems);
-                if problems.is_empty() {
-                    match filled.transcode_to::<M>() {
-                        Ok(message) => written.messages.push((place.clone(), message)),
-                        Err(error) => self.error(&place, Problem::new("", error.to_string())),
-                    }
-                }
-                for problem in problems {
-                    self.error(&place, problem);
-                }
+                self.fill(&descriptor, item, place, &mut written);
             }
         }
         written
+    }
+
+    fn fill<M: Message + Default>(
+        &mut self,
+        descriptor: &MessageDescriptor,
+        item: &Node,
+        place: Place,
+        written: &mut Written<M>,
+    ) {
+        let mut problems = Vec::new();
+        let filled = fill::message(descriptor, item, &mut problems);
+        if problems.is_empty() {
+            match filled.transcode_to::<M>() {
+                Ok(message) => written.messages.push((place.clone(), message)),
+                Err(error) => self.error(&place, Problem::new("", error.to_string())),
+            }
+        }
+        for problem in problems {
+            self.error(&place, problem);
+        }
     }
 
     /// Converts messages to resources by name.
@@ -303,7 +432,7 @@ impl Loader {
                 Ok(value) => {
                     let resource = Resource {
                         value: Arc::new(value),
-                        version: format!("{:016x}", xxh64(&raw, 0)).into(),
+                        version: self.version(&place, &raw),
                         updated: SystemTime::now(),
                         raw,
                     };
@@ -319,10 +448,77 @@ impl Loader {
         Arc::new(resources)
     }
 
+    /// What a response says of itself, else what tells contents apart.
+    fn version(&self, place: &Place, raw: &[u8]) -> Arc<str> {
+        let (_, root) = &self.documents[place.document];
+        let told = root.get("version_info").and_then(Node::text);
+        match told.filter(|_| place.document >= self.responses) {
+            Some(version) => version.into(),
+            None => format!("{:016x}", xxh64(raw, 0)).into(),
+        }
+    }
+
+    /// The management server, from `dynamic_resources` and `node`.
+    fn bootstrap(&mut self, resources: &ResourceSet) -> Option<Bootstrap> {
+        let mut found = None;
+        for document in 0..self.responses {
+            let root = &self.documents[document].1;
+            let Some(section) = root.get("dynamic_resources").cloned() else {
+                continue;
+            };
+            let node = root.get("node").cloned();
+            let place = Place {
+                document,
+                path: "dynamic_resources".into(),
+            };
+            let message = self.one(
+                "envoy.config.bootstrap.v3.Bootstrap.DynamicResources",
+                &section,
+                &place,
+            );
+            let node = node.and_then(|node| {
+                let place = Place {
+                    document,
+                    path: "node".into(),
+                };
+                self.one("envoy.config.core.v3.Node", &node, &place)
+            });
+            let mut problems = Vec::new();
+            if let Some(message) = message {
+                let bootstrap = bootstrap::convert(&message, node, resources, &mut problems);
+                if found.is_some() && bootstrap.is_some() {
+                    problems.push(Problem::new(
+                        "",
+                        "another file names a management server, too",
+                    ));
+                }
+                found = found.or(bootstrap);
+            }
+            for problem in problems {
+                self.error(&place, problem);
+            }
+        }
+        found
+    }
+
+    fn one<M: Message + Default>(
+        &mut self,
+        message: &str,
+        node: &Node,
+        place: &Place,
+    ) -> Option<M> {
+        let descriptor = pool().get_message_by_name(message)?;
+        let mut written = Written {
+            messages: Vec::new(),
+        };
+        self.fill(&descriptor, node, place.clone(), &mut written);
+        written.messages.pop().map(|(_, message)| message)
+    }
+
     fn finish(
         mut self,
         previous: Option<&Loaded>,
-    ) -> Result<(ResourceSet, NodeConfig), ConfigErrors> {
+    ) -> Result<(ResourceSet, NodeConfig, Option<Bootstrap>), ConfigErrors> {
         let before = previous.map(|previous| &previous.resources);
         let mut listeners = HashMap::new();
         let mut routes = HashMap::new();
@@ -377,6 +573,7 @@ impl Loader {
         let node = self.node();
         // References are judged only when every resource is understood: otherwise one mistake
         // would show up as many.
+        let bootstrap = self.bootstrap(&resources);
         if self.errors.is_empty() {
             for (subject, problem) in check(&resources) {
                 let place = match &subject {
@@ -390,7 +587,7 @@ impl Loader {
             }
         }
         if self.errors.is_empty() {
-            Ok((resources, node))
+            Ok((resources, node, bootstrap))
         } else {
             self.errors.sort_by(|a, b| {
                 let key = |e: &FileError| {
@@ -409,7 +606,7 @@ impl Loader {
         let mut config = NodeConfig::default();
         let mut default_capture = Arc::new(Capture::default());
         let mut seen: Option<usize> = None;
-        for document in 0..self.documents.len() {
+        for document in 0..self.responses {
             let Some(section) = self.documents[document].1.get("mesh").cloned() else {
                 continue;
             };
@@ -435,7 +632,7 @@ impl Loader {
             }
         }
         let mut keys: HashMap<Name, Place> = HashMap::new();
-        for document in 0..self.documents.len() {
+        for document in 0..self.responses {
             let Some(section) = self.documents[document].1.get("workloads").cloned() else {
                 continue;
             };

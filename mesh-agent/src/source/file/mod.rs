@@ -3,6 +3,8 @@
 //! [`load`] reads a file or a folder of files into validated resources; [`watch`] does so again
 //! whenever they change and keeps the last good configuration when they are wrong.
 
+mod bootstrap;
+mod discovery;
 mod errors;
 pub mod fill;
 mod identity;
@@ -11,6 +13,7 @@ mod node;
 pub mod tree;
 mod watch;
 
+pub use bootstrap::Bootstrap;
 pub use errors::{ConfigErrors, FileError};
 pub use load::{Loaded, load};
 pub use watch::{ReloadStatus, Reloads, watch};

@@ -392,3 +392,68 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn resources_are_read_from_the_files_that_a_configuration_refers_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    file(
+        "mesh.yaml",
+        "dynamic_resources:\n  cds_config: { path_config_source: { path: more/clusters.json } }\n  lds_config: { path_config_source: { path: more/listeners.yaml } }\n",
+    );
+    fs::create_dir(folder.path().join("more")).unwrap();
+    file(
+        "more/clusters.json",
+        r#"{ "version_info": "7", "resources": [{ "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+            "name": "one", "type": "EDS",
+            "eds_cluster_config": { "eds_config": { "path_config_source": { "path": "one.yaml" } } } }] }"#,
+    );
+    file(
+        "more/one.yaml",
+        "resources:\n- \"@type\": type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment\n  cluster_name: one\n",
+    );
+    file(
+        "more/listeners.yaml",
+        "resources:\n- \"@type\": type.googleapis.com/envoy.config.listener.v3.Listener\n  name: api\n  api_listener:\n    api_listener:\n      \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager\n      stat_prefix: h\n      route_config: { name: r, virtual_hosts: [{ name: v, domains: [\"*\"], routes: [{ match: { prefix: / }, route: { cluster: one } }] }] }\n      http_filters: [{ name: router, typed_config: { \"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router } }]\n",
+    );
+    let path = folder.path().join("mesh.yaml");
+    let loaded = load(&path, None).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(&*loaded.resources.clusters["one"].version, "7");
+    assert_eq!(loaded.resources.endpoints.len(), 1);
+    assert!(loaded.resources.listeners["api"].value.addresses.is_empty());
+    assert_eq!(loaded.files.len(), 4);
+    assert_eq!(loaded.bootstrap, None);
+    // Errors name the file they are in.
+    file("more/one.yaml", "resources:\n- cluster_name: one\n");
+    let errors = load(&path, None).unwrap_err().to_string();
+    assert!(errors.contains("one.yaml:2"), "{errors}");
+    fs::remove_file(folder.path().join("more/one.yaml")).unwrap();
+    let errors = load(&path, None).unwrap_err().to_string();
+    assert!(
+        errors.contains("clusters.json") && errors.contains("one.yaml"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn a_management_server_is_named_as_in_envoys_bootstrap() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mesh.yaml");
+    let text = |cluster: &str| {
+        format!(
+            "node: {{ id: me, cluster: mine }}\ndynamic_resources:\n  lds_config: {{ ads: {{}} }}\n  cds_config: {{ ads: {{}} }}\n  ads_config:\n    api_type: DELTA_GRPC\n    grpc_services: [{{ envoy_grpc: {{ cluster_name: {cluster} }} }}]\nstatic_resources:\n  clusters:\n  - name: xds\n    load_assignment: {{ cluster_name: xds, endpoints: [{{ lb_endpoints: [{{ endpoint: {{ address: {{ socket_address: {{ address: 192.0.2.9, port_value: 15010 }} }} }} }}] }}] }}\n"
+        )
+    };
+    fs::write(&path, text("xds")).unwrap();
+    let loaded = load(&path, None).unwrap_or_else(|errors| panic!("{errors}"));
+    let bootstrap = loaded.bootstrap.expect("a server");
+    assert_eq!(bootstrap.address, "192.0.2.9:15010");
+    assert!(bootstrap.delta);
+    assert_eq!(bootstrap.node.expect("a node").id, "me");
+    fs::write(&path, text("nowhere")).unwrap();
+    let errors = load(&path, None).unwrap_err().to_string();
+    assert!(
+        errors.contains("dynamic_resources.ads_config.grpc_services[0].envoy_grpc.cluster_name"),
+        "{errors}"
+    );
+}

@@ -1,5 +1,6 @@
 //! Reads the configuration again whenever it changes.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -88,6 +89,8 @@ pub fn watch(
             .into()
     };
     watcher.watch(&folder, RecursiveMode::NonRecursive)?;
+    let mut watched = BTreeSet::from([folder]);
+    watch_folders(&mut watcher, &initial.files, &mut watched);
     let (publish, receiver) = watch::channel(initial.clone());
     let status = Arc::new(ReloadStatus::default());
     status.succeeded();
@@ -97,6 +100,7 @@ pub fn watch(
         status: status.clone(),
         identity: initial.identity.clone(),
         last: initial,
+        watched,
     };
     tokio::spawn(reloader.run(changes, watcher));
     Ok((receiver, status))
@@ -109,10 +113,29 @@ struct Reloader {
     /// What the files were when last read, well or not.
     identity: Identity,
     last: Arc<Loaded>,
+    watched: BTreeSet<PathBuf>,
+}
+
+/// Watches the folders of files that a configuration refers to. One that cannot be watched is
+/// looked at now and then.
+fn watch_folders(
+    watcher: &mut notify::RecommendedWatcher,
+    files: &[PathBuf],
+    watched: &mut BTreeSet<PathBuf>,
+) {
+    for folder in files.iter().filter_map(|file| file.parent()) {
+        if !watched.contains(folder) && watcher.watch(folder, RecursiveMode::NonRecursive).is_ok() {
+            watched.insert(folder.to_owned());
+        }
+    }
 }
 
 impl Reloader {
-    async fn run(mut self, mut changes: mpsc::Receiver<()>, watcher: notify::RecommendedWatcher) {
+    async fn run(
+        mut self,
+        mut changes: mpsc::Receiver<()>,
+        mut watcher: notify::RecommendedWatcher,
+    ) {
         // What changed between the first reading and the start of the watch sent no notification.
         self.look().await;
         loop {
@@ -131,12 +154,13 @@ impl Reloader {
                 }
             }
             self.look().await;
+            watch_folders(&mut watcher, &self.last.files, &mut self.watched);
         }
     }
 
     /// Reads again if anything changed since the last reading.
     async fn look(&mut self) {
-        let now = Identity::of(&self.path);
+        let now = Identity::of(&self.path, &self.last.files);
         if now != self.identity {
             self.identity = now;
             self.reload().await;
@@ -149,7 +173,13 @@ impl Reloader {
         match loaded {
             Ok(Ok(loaded)) => {
                 let loaded = Arc::new(loaded);
+                if loaded.bootstrap != self.last.bootstrap {
+                    tracing::warn!(
+                        "dynamic_resources or node changed: the management server is changed by a restart only"
+                    );
+                }
                 self.last = loaded.clone();
+                self.identity = loaded.identity.clone();
                 self.status.succeeded();
                 self.publish.send_replace(loaded);
             }
