@@ -33,6 +33,8 @@ pub struct Oracle {
     pub client: Pod,
     envoy_pod: Pod,
     upstreams: Vec<Server>,
+    /// Clusters of the upstreams.
+    names: Vec<String>,
     _server: Pod,
     _testbed: Testbed,
 }
@@ -93,8 +95,8 @@ impl Setup {
         let clusters: Vec<Value> = self
             .clusters
             .iter()
-            .zip(upstreams)
-            .map(|((name, fields), upstream)| {
+            .enumerate()
+            .map(|(i, (name, fields))| {
                 let mut cluster = fields.clone();
                 cluster["name"] = json!(name);
                 if cluster.get("load_assignment").is_none() && cluster.get("type").is_none() {
@@ -102,7 +104,7 @@ impl Setup {
                         "cluster_name": name,
                         "endpoints": [{ "lb_endpoints": [{ "endpoint": {
                             "hostname": format!("{name}.upstream"),
-                            "address": address(upstream.addr4()),
+                            "address": upstreams.get(i).map(|upstream| address(upstream.addr4())),
                         } }] }],
                     });
                 }
@@ -152,12 +154,18 @@ impl Oracle {
             client,
             envoy_pod,
             upstreams,
+            names: setup
+                .clusters
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect(),
             _server: server,
             _testbed: testbed,
         })
     }
 
-    /// Both go on with another configuration of the same clusters.
+    /// Both go on with another configuration. Clusters there were not must say where their
+    /// endpoints are.
     ///
     /// # Errors
     /// One of them refuses it.
@@ -180,6 +188,20 @@ impl Oracle {
         crate::eventually("the agent has the new configuration", patience, || {
             generation(&self.agent).is_ok_and(|now| now != before)
         })
+    }
+
+    /// A page of Envoy's administration.
+    ///
+    /// # Errors
+    /// Envoy does not answer.
+    pub fn envoys_page(&self, path: &str) -> Result<crate::Page> {
+        self.envoy.get(&self.envoy_pod, path)
+    }
+
+    /// Where the upstream of a cluster listens.
+    pub fn upstream(&self, cluster: &str) -> Option<SocketAddr> {
+        let at = self.names.iter().position(|name| name == cluster)?;
+        self.upstreams.get(at).map(Server::addr4)
     }
 
     /// How long to wait for bytes that do not come.

@@ -13,6 +13,7 @@ use crate::config::model::workload::{AllOr, Capture};
 use crate::datapath::Datapath;
 use crate::proxy::ProxyStats;
 use crate::snapshot::Snapshot;
+use crate::snapshot::cluster::Host;
 use crate::source::dns::DnsStats;
 use crate::source::file::Reloads;
 use crate::source::xds::Published;
@@ -292,8 +293,10 @@ impl State<'_> {
                         out,
                         "{name}::{}::health_flags::{}",
                         host.address,
-                        health_flags(host.health)
+                        health_flags(host)
                     );
+                    let rate = host.outlier.success_rate().unwrap_or(-1.0);
+                    let _ = writeln!(out, "{name}::{}::success_rate::{rate}", host.address);
                 }
             }
         }
@@ -460,7 +463,7 @@ impl State<'_> {
             one(load(&proxy.panics)),
         );
         type Read = fn(&crate::snapshot::cluster::ClusterStats) -> &AtomicU64;
-        let per_cluster: [(&str, &str, Read); 12] = [
+        let per_cluster: [(&str, &str, Read); 20] = [
             ("upstream_cx_total", "counter", |stats| {
                 &stats.upstream_cx_total
             }),
@@ -495,6 +498,32 @@ impl State<'_> {
             }),
             ("upstream_rq_timeout", "counter", |stats| {
                 &stats.upstream_rq_timeout
+            }),
+            ("upstream_rq_per_try_timeout", "counter", |stats| {
+                &stats.upstream_rq_per_try_timeout
+            }),
+            ("upstream_rq_pending_overflow", "counter", |stats| {
+                &stats.upstream_rq_pending_overflow
+            }),
+            ("upstream_rq_retry", "counter", |stats| {
+                &stats.upstream_rq_retry
+            }),
+            ("upstream_rq_retry_success", "counter", |stats| {
+                &stats.upstream_rq_retry_success
+            }),
+            ("upstream_rq_retry_overflow", "counter", |stats| {
+                &stats.upstream_rq_retry_overflow
+            }),
+            ("upstream_rq_retry_limit_exceeded", "counter", |stats| {
+                &stats.upstream_rq_retry_limit_exceeded
+            }),
+            (
+                "outlier_detection_ejections_enforced_total",
+                "counter",
+                |stats| &stats.outlier.ejections_enforced_total,
+            ),
+            ("outlier_detection_ejections_overflow", "counter", |stats| {
+                &stats.outlier.ejections_overflow
             }),
             ("upstream_cx_none_healthy", "counter", |stats| {
                 &stats.upstream_cx_none_healthy
@@ -549,12 +578,20 @@ fn capture(capture: &Capture) -> Value {
 }
 
 /// As Envoy's `/clusters` has them.
-fn health_flags(health: Health) -> &'static str {
-    match health {
-        Health::Healthy => "healthy",
-        Health::Degraded => "/degraded_eds_health",
-        Health::Unhealthy => "/failed_eds_health",
+fn health_flags(host: &Host) -> String {
+    let mut flags = String::new();
+    if host.outlier.ejected() {
+        flags.push_str("/failed_outlier_check");
     }
+    match host.health {
+        Health::Healthy => {}
+        Health::Degraded => flags.push_str("/degraded_eds_health"),
+        Health::Unhealthy => flags.push_str("/failed_eds_health"),
+    }
+    if flags.is_empty() {
+        flags.push_str("healthy");
+    }
+    flags
 }
 
 fn host_stats(state: &crate::snapshot::cluster::HostState) -> [(&'static str, u64); 5] {

@@ -8,6 +8,7 @@ pub mod edf;
 pub mod hash;
 pub mod locality;
 pub mod maglev;
+pub mod outlier;
 pub mod priority;
 pub mod ring;
 pub mod rotation;

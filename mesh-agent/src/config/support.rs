@@ -201,10 +201,23 @@ const UNDERSTOOD: &[Entry] = &[
          http2_protocol_options typed_extension_protocol_options dns_refresh_rate \
          respect_dns_ttl dns_lookup_family upstream_bind_config common_lb_config \
          upstream_connection_options close_connections_on_host_health_failure \
-         load_balancing_policy original_dst_lb_config least_request_lb_config",
+         load_balancing_policy original_dst_lb_config least_request_lb_config outlier_detection",
         "alt_stat_name metadata per_connection_buffer_limit_bytes wait_for_warm_on_init \
          http_protocol_options cleanup_interval dns_failure_refresh_rate dns_jitter \
          protocol_selection ignore_health_on_host_removal",
+    ),
+    (
+        "envoy.config.cluster.v3.OutlierDetection",
+        "consecutive_5xx interval base_ejection_time max_ejection_percent \
+         enforcing_consecutive_5xx enforcing_success_rate success_rate_minimum_hosts \
+         success_rate_request_volume success_rate_stdev_factor consecutive_gateway_failure \
+         enforcing_consecutive_gateway_failure split_external_local_origin_errors \
+         consecutive_local_origin_failure enforcing_consecutive_local_origin_failure \
+         enforcing_local_origin_success_rate failure_percentage_threshold \
+         enforcing_failure_percentage enforcing_failure_percentage_local_origin \
+         failure_percentage_minimum_hosts failure_percentage_request_volume max_ejection_time \
+         max_ejection_time_jitter always_eject_one_host",
+        "successful_active_health_check_uneject_host",
     ),
     (
         "envoy.config.cluster.v3.CircuitBreakers.Thresholds",

@@ -86,17 +86,18 @@ pub(super) fn pick(cluster: &ClusterView, asked: &Asked<'_>) -> Option<Target> {
     if let Discovery::OriginalDst(options) = &cluster.config.discovery {
         return original_dst(options, asked).map(Target::Original);
     }
+    let balancer = cluster.balancer();
     let Some(tried) = asked.tried else {
-        return pick_host(cluster, cluster.balancer.pool(fastrand::u64(..))?).map(Target::Host);
+        return pick_host(cluster, balancer.pool(fastrand::u64(..))?).map(Target::Host);
     };
     let excluded = tried.excluded_priorities();
     let mut left = tried.attempts;
     loop {
         let random = fastrand::u64(..);
         let pool = if excluded.is_empty() {
-            cluster.balancer.pool(random)?
+            balancer.pool(random)?
         } else {
-            cluster.balancer.pool_without(random, &excluded)?
+            balancer.pool_without(random, &excluded)?
         };
         let host = pick_host(cluster, pool)?;
         if left == 0 || !tried.hosts.contains(&host.address) {

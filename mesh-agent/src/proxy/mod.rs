@@ -9,6 +9,7 @@ mod http;
 mod lb;
 mod sniff;
 pub mod stats;
+mod sweeper;
 mod tcp;
 mod upstream;
 mod worker;
@@ -57,6 +58,36 @@ pub struct PodListener {
 pub struct Proxy {
     workers: Vec<Worker>,
     stats: Arc<ProxyStats>,
+    _sweeper: Sweeper,
+}
+
+/// The thread that turns outlier detection's intervals; dropping the sender ends it.
+#[derive(Debug)]
+struct Sweeper {
+    stop: Option<std::sync::mpsc::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Sweeper {
+    fn start(snapshots: SharedSnapshot) -> io::Result<Self> {
+        let (stop, stopped) = std::sync::mpsc::channel();
+        let thread = thread::Builder::new()
+            .name("outliers".into())
+            .spawn(move || sweeper::run(&snapshots, &stopped))?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -93,7 +124,12 @@ impl Proxy {
                 })
             })
             .collect::<io::Result<_>>()?;
-        Ok(Self { workers, stats })
+        let sweeper = Sweeper::start(snapshots)?;
+        Ok(Self {
+            workers,
+            stats,
+            _sweeper: sweeper,
+        })
     }
 
     /// How many workers there are.

@@ -154,7 +154,7 @@ fn level(hosts: &[Arc<Host>], weighted: bool) -> Level {
         let part = |health| {
             hosts
                 .iter()
-                .filter(|host| host.health == health)
+                .filter(|host| host.health_now() == health)
                 .map(|host| of(host))
                 .sum()
         };
@@ -175,7 +175,7 @@ fn level(hosts: &[Arc<Host>], weighted: bool) -> Level {
 
 impl Group {
     fn new(hosts: &[Arc<Host>], health: Health, settings: &Settings) -> Self {
-        let eligible = |host: &&Arc<Host>| host.health == health;
+        let eligible = |host: &&Arc<Host>| host.health_now() == health;
         if settings.locality_weighted
             && let Some(group) = Self::by_locality(hosts, health, settings.overprovisioning_factor)
         {
@@ -197,7 +197,7 @@ impl Group {
             }
             let (_, total, eligible) = &mut localities[index];
             *total += 1;
-            if host.health == health {
+            if host.health_now() == health {
                 eligible.push(host.clone());
             }
         }

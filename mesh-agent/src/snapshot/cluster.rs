@@ -2,15 +2,19 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
 use crate::config::model::Name;
 use crate::config::model::cluster::Cluster;
 use crate::config::model::endpoint::{Health, LoadAssignment, Locality};
 use crate::config::model::tls::UpstreamTransport;
 
-use super::balancer::Balancer;
+use super::balancer::{Balancer, Settings};
 use super::breakers::{ByPriority, Resources};
+use super::outlier;
 
 /// A cluster as one snapshot sees it.
 #[derive(Debug)]
@@ -22,7 +26,7 @@ pub struct ClusterView {
     /// The endpoints, by priority: index 0 is the highest.
     pub priorities: Vec<Vec<Arc<Host>>>,
     /// Chooses among them.
-    pub balancer: Balancer,
+    pub(super) balancer: Changing,
     /// How connections to addresses that are no endpoints are secured (ORIGINAL_DST).
     pub transport: UpstreamTransport,
     /// Whether endpoints were ever delivered: an EDS cluster waits for them.
@@ -34,9 +38,58 @@ pub struct ClusterView {
 }
 
 impl ClusterView {
+    /// Chooses among the endpoints, as well as they are now.
+    pub fn balancer(&self) -> arc_swap::Guard<Arc<Balancer>> {
+        self.balancer.current(&self.priorities, &self.state)
+    }
+
     /// Every endpoint, highest priority first.
     pub fn hosts(&self) -> impl Iterator<Item = &Arc<Host>> {
         self.priorities.iter().flatten()
+    }
+}
+
+/// A balancer that is built anew when endpoints' health has changed.
+#[derive(Debug)]
+pub(super) struct Changing {
+    settings: Settings,
+    current: ArcSwap<Balancer>,
+    /// Which health it was built for.
+    built_for: AtomicU64,
+    building: Mutex<()>,
+}
+
+impl Changing {
+    /// For the health of now.
+    pub(super) fn new(
+        priorities: &[Vec<Arc<Host>>],
+        settings: Settings,
+        state: &ClusterState,
+    ) -> Self {
+        let built_for = state.health.load(Ordering::Acquire);
+        Self {
+            current: ArcSwap::from_pointee(Balancer::new(priorities, &settings)),
+            settings,
+            built_for: AtomicU64::new(built_for),
+            building: Mutex::new(()),
+        }
+    }
+
+    fn current(
+        &self,
+        priorities: &[Vec<Arc<Host>>],
+        state: &ClusterState,
+    ) -> arc_swap::Guard<Arc<Balancer>> {
+        let health = state.health.load(Ordering::Acquire);
+        // One builds; the others choose as before until it is done.
+        if health != self.built_for.load(Ordering::Relaxed)
+            && let Some(_building) = self.building.try_lock()
+        {
+            let balancer = Balancer::new(priorities, &self.settings);
+            self.current.store(Arc::new(balancer));
+            self.built_for.store(health, Ordering::Relaxed);
+        }
+        self.current.load()
     }
 }
 
@@ -55,10 +108,23 @@ pub struct Host {
     pub locality_weight: Option<u32>,
     /// What the control plane says of it.
     pub health: Health,
+    /// What outlier detection remembers of it.
+    pub outlier: Arc<outlier::Record>,
     /// How its connections are secured.
     pub transport: UpstreamTransport,
     /// Counters that outlive this snapshot.
     pub state: Arc<HostState>,
+}
+
+impl Host {
+    /// How well it is: what the control plane says, and what was seen.
+    pub fn health_now(&self) -> Health {
+        if self.outlier.ejected() {
+            Health::Unhealthy
+        } else {
+            self.health
+        }
+    }
 }
 
 /// A cluster's counters: one per cluster name and view, shared by all workers.
@@ -70,6 +136,8 @@ pub struct ClusterState {
     pub stats: ClusterStats,
     /// What circuit breakers count.
     pub resources: Resources,
+    /// Grows when an endpoint's health changes.
+    health: AtomicU64,
 }
 
 impl ClusterState {
@@ -79,7 +147,13 @@ impl ClusterState {
             name,
             stats: ClusterStats::default(),
             resources: Resources::default(),
+            health: AtomicU64::new(0),
         }
+    }
+
+    /// Whoever chooses an endpoint next looks at their health again.
+    pub(super) fn health_changed(&self) {
+        self.health.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -132,6 +206,8 @@ pub struct ClusterStats {
     pub retry_upstream_rq_xx: [AtomicU64; 6],
     /// Responses by class: index 1 is 1xx.
     pub upstream_rq_xx: [AtomicU64; 6],
+    /// What outlier detection did.
+    pub outlier: outlier::Stats,
     /// Requests or connections that found no healthy endpoint.
     pub upstream_cx_none_healthy: AtomicU64,
 }

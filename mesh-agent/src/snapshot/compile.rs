@@ -12,9 +12,10 @@ use crate::config::model::workload::NodeConfig;
 use crate::config::model::{Address, Name};
 use crate::store::ResourceSet;
 
-use super::balancer::{Balancer, Settings};
+use super::balancer::Settings;
 use super::breakers::ByPriority;
-use super::cluster::{ClusterState, ClusterView, Host, HostState};
+use super::cluster::{Changing, ClusterState, ClusterView, Host, HostState};
+use super::outlier::Record;
 use super::{OutboundListeners, Snapshot, View, ViewId};
 
 /// What names resolved to, as the DNS source last saw it.
@@ -138,10 +139,18 @@ fn compile_cluster(
         |view| view.state.clone(),
     );
     let first_only = matches!(config.discovery, Discovery::LogicalDns { .. });
-    let known: HashMap<SocketAddr, Arc<HostState>> = previous
+    // Another outlier detection begins anew, as Envoy's.
+    let watched_alike = previous.is_some_and(|view| view.config.outlier == config.outlier);
+    let known: HashMap<SocketAddr, Known> = previous
         .into_iter()
         .flat_map(|view| view.hosts())
-        .map(|host| (host.address, host.state.clone()))
+        .map(|host| {
+            let record = watched_alike.then(|| host.outlier.clone());
+            (
+                host.address,
+                (host.state.clone(), record.unwrap_or_default()),
+            )
+        })
         .collect();
     let resolve = |address: &Address| -> Vec<SocketAddr> {
         match (address, family) {
@@ -171,7 +180,7 @@ fn compile_cluster(
         config: config.clone(),
         assignment: assignment.cloned(),
         breakers: ByPriority::new(&config.circuit_breakers, &state.resources),
-        balancer: Balancer::new(&priorities, &settings),
+        balancer: Changing::new(&priorities, settings, &state),
         priorities,
         transport: transport(config, &Metadata::new()),
         warmed: assignment.is_some() || matches!(config.discovery, Discovery::OriginalDst(_)),
@@ -183,11 +192,14 @@ fn transport(config: &Cluster, metadata: &Metadata) -> UpstreamTransport {
     UpstreamTransport::select(&config.transport_matches, &config.transport, metadata)
 }
 
+/// What an endpoint takes over from the snapshot before.
+type Known = (Arc<HostState>, Arc<Record>);
+
 fn priorities(
     assignment: &LoadAssignment,
     config: &Cluster,
     resolve: &dyn Fn(&Address) -> Vec<SocketAddr>,
-    known: &HashMap<SocketAddr, Arc<HostState>>,
+    known: &HashMap<SocketAddr, Known>,
 ) -> Vec<Vec<Arc<Host>>> {
     let mut priorities: Vec<Vec<Arc<Host>>> = Vec::new();
     for group in &assignment.localities {
@@ -197,6 +209,7 @@ fn priorities(
         }
         let locality = Arc::new(group.locality.clone());
         let host = |endpoint: &Endpoint, address: SocketAddr| {
+            let (state, outlier) = known.get(&address).cloned().unwrap_or_default();
             Arc::new(Host {
                 address,
                 hostname: endpoint.hostname.clone(),
@@ -205,7 +218,8 @@ fn priorities(
                 locality_weight: group.weight,
                 health: endpoint.health,
                 transport: transport(config, &endpoint.transport_metadata),
-                state: known.get(&address).cloned().unwrap_or_default(),
+                outlier,
+                state,
             })
         };
         for endpoint in &group.endpoints {

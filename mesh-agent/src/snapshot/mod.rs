@@ -10,6 +10,7 @@ pub mod breakers;
 pub mod cluster;
 mod compile;
 mod listeners;
+pub mod outlier;
 pub mod slots;
 
 use std::collections::HashMap;

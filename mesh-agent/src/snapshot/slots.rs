@@ -50,7 +50,7 @@ impl Limits {
 pub fn weights(view: ViewId, cluster: &ClusterView) -> Vec<Weighted> {
     let limits = Limits::of(view, cluster);
     cluster
-        .balancer
+        .balancer()
         .shares(cluster.config.lb)
         .into_iter()
         .map(|(host, weight)| Weighted {

@@ -24,8 +24,8 @@ use crate::config::model::cluster::{
 use crate::config::model::endpoint::LoadAssignment;
 
 use super::{
-    Converted, IGNORED_NETWORK_FILTERS, Problems, decode, duration, endpoint, is_one_of, timeout,
-    tls, type_name,
+    Converted, IGNORED_NETWORK_FILTERS, Problems, decode, duration, endpoint, is_one_of, outlier,
+    timeout, tls, type_name,
 };
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -94,6 +94,10 @@ fn convert(message: &pb::Cluster, problems: &mut Problems) -> Option<Cluster> {
         )
         .unwrap_or(Duration::from_secs(5)),
         protocol: http.protocol,
+        outlier: message
+            .outlier_detection
+            .as_ref()
+            .map(|message| outlier::convert(message, problems)),
         circuit_breakers,
         max_requests_per_connection: http.max_requests,
         idle_timeout: http.idle_timeout,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Name;
 use super::endpoint::LoadAssignment;
+use super::outlier::OutlierDetection;
 use super::tls::{TransportMatch, UpstreamTransport};
 
 /// An Envoy cluster.
@@ -25,6 +26,8 @@ pub struct Cluster {
     pub connect_timeout: Duration,
     /// What the upstream speaks.
     pub protocol: UpstreamProtocol,
+    /// Endpoints that fail are left alone for a while.
+    pub outlier: Option<OutlierDetection>,
     /// Limits per priority.
     pub circuit_breakers: CircuitBreakers,
     /// A connection is closed after that many requests.

@@ -12,6 +12,7 @@ pub mod filter;
 pub mod headers;
 pub mod listener;
 pub mod matcher;
+pub mod outlier;
 pub mod retry;
 pub mod route;
 pub mod tls;

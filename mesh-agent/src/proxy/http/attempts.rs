@@ -12,6 +12,7 @@ use crate::config::model::route::{Forward, WeightedCluster};
 use crate::proxy::lb::{self, Target};
 use crate::proxy::stats::count;
 use crate::snapshot::ClusterView;
+use crate::snapshot::outlier;
 
 use super::body::{Progress, RequestBody};
 use super::exchange::Exchange;
@@ -19,7 +20,7 @@ use super::forward::{answered, failed};
 use super::headers;
 use super::message::{Reply, Request};
 use super::replay::Tape;
-use super::reply::{DEADLINE_EXCEEDED, local};
+use super::reply::{DEADLINE_EXCEEDED, http_status, local};
 use super::retry::{Retry, Verdict};
 use super::rewrite;
 use super::timeouts::{Deadlines, Reached, Timeouts};
@@ -99,6 +100,9 @@ impl Attempts<'_> {
             let outcome = self
                 .attempt(&serving, &mut request, body, &mut deadlines)
                 .await;
+            if let Some(seen) = seen(&outcome) {
+                serving.observe(seen);
+            }
             if let Some(retry) = &mut self.retry {
                 retry.tried.add(self.cluster, &target);
             }
@@ -107,6 +111,10 @@ impl Attempts<'_> {
                 self.retry = None;
             }
             let retry = self.retry.as_mut();
+            let timed_out = matches!(outcome, Outcome::PerTry);
+            if timed_out {
+                serving.per_try_timed_out();
+            }
             let verdict = match (&outcome, retry) {
                 (Outcome::Over(_), _) | (_, None) => Verdict::Stands,
                 (Outcome::Answered(answer), Some(retry)) => {
@@ -122,7 +130,6 @@ impl Attempts<'_> {
                 let reply = self.stands(outcome, &serving, deadlines, &source, number > 1);
                 break (reply, Some(target));
             };
-            let timed_out = matches!(outcome, Outcome::PerTry);
             if let Outcome::Answered(answer) = &outcome {
                 serving.retried(answer.status);
             }
@@ -262,6 +269,25 @@ impl Attempts<'_> {
             }
         }
     }
+}
+
+/// What outlier detection makes of an attempt.
+fn seen(outcome: &Outcome) -> Option<outlier::Outcome> {
+    Some(match outcome {
+        Outcome::Answered(answer) => {
+            let grpc = answer.headers.get("grpc-status");
+            let grpc = grpc.and_then(|status| status.to_str().ok()?.parse().ok());
+            outlier::Outcome::Response(
+                grpc.map_or(answer.status.as_u16(), |grpc| http_status(grpc).as_u16()),
+            )
+        }
+        // Neither is the endpoint's fault.
+        Outcome::Failed(Failure::Overflow | Failure::Client) | Outcome::Over(Reached::Stream) => {
+            return None;
+        }
+        Outcome::Failed(_) => outlier::Outcome::Failed,
+        Outcome::PerTry | Outcome::Over(Reached::Request) => outlier::Outcome::TimedOut,
+    })
 }
 
 /// Envoy's answer when no endpoint is left.

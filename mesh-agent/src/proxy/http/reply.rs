@@ -103,6 +103,25 @@ fn grpc_status(status: StatusCode) -> u16 {
     }
 }
 
+/// The other way round (Envoy: `Grpc::Utility::grpcToHttpStatus`).
+pub(super) fn http_status(grpc: u16) -> StatusCode {
+    match grpc {
+        0 => StatusCode::OK,
+        3 | 9 | 11 => StatusCode::BAD_REQUEST,
+        4 => StatusCode::GATEWAY_TIMEOUT,
+        5 => StatusCode::NOT_FOUND,
+        6 | 10 => StatusCode::CONFLICT,
+        7 => StatusCode::FORBIDDEN,
+        8 => StatusCode::TOO_MANY_REQUESTS,
+        12 => StatusCode::NOT_IMPLEMENTED,
+        14 => StatusCode::SERVICE_UNAVAILABLE,
+        16 => StatusCode::UNAUTHORIZED,
+        // Cancelled: the client's doing (499, which has no name).
+        1 => StatusCode::BAD_REQUEST,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
 fn percent_encoded(message: &[u8]) -> String {
     let mut text = String::with_capacity(message.len());
     for byte in message {

@@ -12,6 +12,7 @@ use crate::proxy::stats::count;
 use crate::proxy::tcp::{self, ConnectError, Open};
 use crate::snapshot::ClusterView;
 use crate::snapshot::breakers::Held;
+use crate::snapshot::outlier;
 
 use super::body::{RequestBody, UpstreamStream};
 use super::exchange::Exchange;
@@ -111,6 +112,13 @@ impl Serving {
         }
     }
 
+    /// Tells outlier detection how the attempt went.
+    pub(super) fn observe(&self, outcome: outlier::Outcome) {
+        if let Target::Host(host) = &self.0.target {
+            outlier::observe(&self.0.cluster, host, outcome);
+        }
+    }
+
     /// There was no response.
     pub(super) fn failed(&self) {
         tracing::debug!(
@@ -118,6 +126,11 @@ impl Serving {
             address = %self.0.target.address(),
             "no response"
         );
+    }
+
+    /// An attempt took too long.
+    pub(super) fn per_try_timed_out(&self) {
+        count(&self.0.cluster.state.stats.upstream_rq_per_try_timeout);
     }
 
     /// The route's timeout ended it.

@@ -6,6 +6,7 @@ mod direction;
 mod pipe;
 mod pool;
 
+use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,10 +17,11 @@ use tokio::net::TcpStream;
 use crate::config::model::Name;
 use crate::config::model::cluster::RoutingPriority;
 use crate::config::model::listener::TcpProxy;
-use crate::snapshot::View;
+use crate::snapshot::outlier::{self, Outcome};
+use crate::snapshot::{ClusterView, View};
 
 use super::accept::Caught;
-use super::lb::{self, InFlight};
+use super::lb::{self, InFlight, Target};
 use super::sniff::Prefixed;
 use super::stats::count;
 use super::worker::{Context, reset};
@@ -81,7 +83,10 @@ async fn connect_upstream(
         // No limit: requests are HTTP's (Envoy: `enforceMaxRequests`).
         let in_flight = InFlight::begin(cluster, &target);
         match connect(cluster, &target, RoutingPriority::Default, caught).await {
-            Ok((stream, open)) => return Some((stream, open, in_flight)),
+            Ok((stream, open)) => {
+                observe(cluster, &target, Outcome::Connected);
+                return Some((stream, open, in_flight));
+            }
             Err(error) => {
                 let address = target.address();
                 tracing::debug!(cluster = %name, %address, %error, "connect failed");
@@ -89,11 +94,24 @@ async fn connect_upstream(
                     // Another endpoint of the cluster is not less full (Envoy: no retry).
                     return None;
                 }
+                let late = matches!(&error, ConnectError::Io(error) if error.kind() == ErrorKind::TimedOut);
+                let outcome = if late {
+                    Outcome::TimedOut
+                } else {
+                    Outcome::Failed
+                };
+                observe(cluster, &target, outcome);
             }
         }
     }
     count(&cluster.state.stats.upstream_cx_connect_attempts_exceeded);
     None
+}
+
+fn observe(cluster: &ClusterView, target: &Target, outcome: Outcome) {
+    if let Target::Host(host) = target {
+        outlier::observe(cluster, host, outcome);
+    }
 }
 
 fn pick_cluster(proxy: &TcpProxy) -> &Name {

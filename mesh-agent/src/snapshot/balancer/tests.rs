@@ -42,6 +42,7 @@ fn placed(
         locality_weight,
         health,
         transport: UpstreamTransport::Plain,
+        outlier: Arc::default(),
         state: Arc::default(),
     })
 }
