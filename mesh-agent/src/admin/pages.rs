@@ -244,7 +244,7 @@ impl State<'_> {
     fn clusters(&self) -> Value {
         let mut clusters = Vec::new();
         for view in self.snapshot.views.values() {
-            for (name, cluster) in &view.clusters {
+            for (name, cluster) in view.clusters.iter() {
                 let hosts: Vec<Value> = cluster
                     .hosts()
                     .map(|host| {

@@ -50,6 +50,8 @@ pub struct Datapath {
     pub(super) pod_maps: PodMaps,
     pub(super) node: NodeMaps,
     pub(super) reconciler: Reconciler,
+    /// The snapshot that the service maps hold whole.
+    applied: Option<Arc<Snapshot>>,
     pods: Pods,
     agent_cgroup: u64,
     original_dst: Arc<KernelOriginalDst>,
@@ -117,6 +119,7 @@ impl Datapath {
             pod_maps,
             node,
             reconciler,
+            applied: None,
             pods,
             agent_cgroup: options.agent_cgroup,
             original_dst: Arc::new(KernelOriginalDst::new(orig)),
@@ -186,10 +189,14 @@ impl Datapath {
     }
 
     /// Brings the service maps up to the snapshot.
-    pub fn apply(&mut self, snapshot: &Snapshot) -> Report {
-        let report = self
-            .reconciler
-            .apply(Plan::new(snapshot), &mut self.services);
+    pub fn apply(&mut self, snapshot: &Arc<Snapshot>) -> Report {
+        let plan = match &self.applied {
+            Some(before) => Plan::update(before, snapshot),
+            None => Plan::new(snapshot),
+        };
+        let report = self.reconciler.apply(plan, &mut self.services);
+        // What failed is tried again with the next snapshot.
+        self.applied = report.failed.is_empty().then(|| snapshot.clone());
         let routes = self.reconciler.take_closing();
         if let Some(sockets) = &self.sockets
             && !routes.is_empty()

@@ -1,8 +1,9 @@
-//! A snapshot into what the kernel should know of services: a pure function.
+//! A snapshot into what the kernel should know of services: a pure function of it and of the
+//! snapshot that was planned before.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_common::{Addr, LbKind, Service, ServiceFlags, ServiceKey, TCP, Verdict};
@@ -10,17 +11,39 @@ use mesh_common::{Addr, LbKind, Service, ServiceFlags, ServiceKey, TCP, Verdict}
 use crate::config::model::Name;
 use crate::config::model::listener::Listener;
 use crate::config::model::workload::OutboundTrafficPolicy;
-use crate::snapshot::{Snapshot, View};
+use crate::snapshot::{ANYTHING, Difference, Snapshot, View, ViewId};
 
 use super::decide::{Decision, Placement, decide};
 use crate::balance::rotation::rotation;
 use crate::snapshot::slots::{Limits, Weighted};
 
-/// Everything the service maps should hold.
+/// What the service maps should hold.
 #[derive(Debug, Default, PartialEq)]
 pub struct Plan {
     /// By key.
     pub services: BTreeMap<ServiceKey, ServicePlan>,
+    /// Of what there shall be nothing else.
+    pub scope: Scope,
+}
+
+/// What a plan says all about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// All services.
+    #[default]
+    Everything,
+    /// Those of some views; of others it says only what changes.
+    Views(BTreeSet<ViewId>),
+}
+
+impl Scope {
+    /// Whether services of this key are all planned.
+    pub(super) fn contains(&self, key: &ServiceKey) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Views(views) => views.contains(&ViewId(key.view_id)),
+        }
+    }
 }
 
 /// What the kernel should do with one key's connections.
@@ -70,7 +93,7 @@ impl ServicePlan {
 }
 
 impl Plan {
-    /// The plan for a snapshot.
+    /// The whole plan for a snapshot.
     pub fn new(snapshot: &Snapshot) -> Self {
         let mut plan = Self::default();
         for view in snapshot.views.values() {
@@ -79,50 +102,58 @@ impl Plan {
         plan
     }
 
+    /// What changes from one snapshot to the next, which may be several later.
+    pub fn update(before: &Snapshot, snapshot: &Snapshot) -> Self {
+        let mut plan = Self::default();
+        let gone = before.views.keys().copied();
+        let mut whole: BTreeSet<ViewId> =
+            gone.filter(|id| !snapshot.views.contains_key(id)).collect();
+        for (id, view) in &snapshot.views {
+            match before.views.get(id) {
+                Some(known) if Arc::ptr_eq(known, view) => {}
+                Some(known) => match &view.difference {
+                    Difference::Endpoints { since, clusters } if *since == known.generation => {
+                        plan.add_users(view, clusters);
+                    }
+                    _ => {
+                        whole.insert(*id);
+                        plan.add_view(view);
+                    }
+                },
+                None => {
+                    whole.insert(*id);
+                    plan.add_view(view);
+                }
+            }
+        }
+        plan.scope = Scope::Views(whole);
+        plan
+    }
+
+    /// Plans the services whose connections go to one of these clusters.
+    fn add_users(&mut self, view: &View, clusters: &[Name]) {
+        for name in clusters {
+            for (address, listener) in view.outbound.users(name) {
+                self.add(view, *address, listener);
+            }
+        }
+    }
+
     fn add_view(&mut self, view: &View) {
-        for (address, listener) in view.outbound.exact() {
+        for (address, listener) in view.outbound.all() {
             self.add(view, address, listener);
         }
-        for (port, listener) in view.outbound.wildcard_v6() {
-            self.add(
-                view,
-                SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
-                listener,
-            );
-            self.add(
-                view,
-                SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
-                listener,
-            );
+        if view.outbound.catch_all().is_some()
+            || view.outbound_traffic_policy != OutboundTrafficPolicy::RegistryOnly
+        {
+            return;
         }
-        // After `::`, which also takes IPv4 unless `0.0.0.0` is there.
-        for (port, listener) in view.outbound.wildcard_v4() {
-            self.add(
-                view,
-                SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
-                listener,
-            );
-        }
-        for ip in [
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        ] {
-            let anything = SocketAddr::new(ip, 0);
-            match view.outbound.catch_all() {
-                Some(listener) => self.add(view, anything, listener),
-                None if view.outbound_traffic_policy == OutboundTrafficPolicy::RegistryOnly => {
-                    self.insert(
-                        view,
-                        anything,
-                        "REGISTRY_ONLY".into(),
-                        Decision {
-                            placement: Placement::Deny,
-                            why: "outbound_traffic_policy is REGISTRY_ONLY".into(),
-                        },
-                    );
-                }
-                None => {}
-            }
+        for anything in ANYTHING {
+            let decision = Decision {
+                placement: Placement::Deny,
+                why: "outbound_traffic_policy is REGISTRY_ONLY".into(),
+            };
+            self.insert(view, anything, "REGISTRY_ONLY".into(), decision);
         }
     }
 
@@ -185,3 +216,6 @@ impl Plan {
 fn reaches(dialled: SocketAddr, backend: SocketAddr) -> bool {
     dialled.is_ipv4() == backend.is_ipv4()
 }
+
+#[cfg(test)]
+mod tests;

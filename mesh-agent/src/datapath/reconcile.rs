@@ -103,7 +103,7 @@ impl Reconciler {
         let gone: Vec<ServiceKey> = self
             .services
             .keys()
-            .filter(|key| !plan.services.contains_key(key))
+            .filter(|key| plan.scope.contains(key) && !plan.services.contains_key(key))
             .copied()
             .collect();
         for (key, wanted) in plan.services {

@@ -1,6 +1,7 @@
 //! Resources into a snapshot: a pure function.
 
-use std::collections::HashMap;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -10,13 +11,13 @@ use crate::config::model::listener::{Listener, TrafficDirection};
 use crate::config::model::tls::{Metadata, UpstreamTransport};
 use crate::config::model::workload::NodeConfig;
 use crate::config::model::{Address, Name};
-use crate::store::ResourceSet;
+use crate::store::{Resource, ResourceSet};
 
 use super::balancer::Settings;
 use super::breakers::ByPriority;
 use super::cluster::{Changing, ClusterState, ClusterView, Host, HostState};
 use super::outlier::Record;
-use super::{OutboundListeners, Snapshot, View, ViewId};
+use super::{Clusters, Difference, OutboundListeners, Snapshot, View, ViewId};
 
 /// What names resolved to, as the DNS source last saw it.
 pub type DnsTable = HashMap<(Arc<str>, DnsLookupFamily), Arc<[IpAddr]>>;
@@ -33,7 +34,7 @@ pub struct Inputs<'a> {
     /// The node's settings and workloads.
     pub node: &'a Arc<NodeConfig>,
     /// What names resolved to.
-    pub dns: &'a DnsTable,
+    pub dns: &'a Arc<DnsTable>,
 }
 
 /// Builds the next snapshot, taking counters over from `previous`.
@@ -42,12 +43,10 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Snapshot) -> Snapshot {
         let view = previous.view(*id)?;
         Some((*id, view.clone()))
     });
-    let compiled = inputs.views.iter().map(|(id, resources)| {
-        (
-            *id,
-            Arc::new(compile_view(*id, resources, inputs, previous.view(*id))),
-        )
-    });
+    let compiled = inputs
+        .views
+        .iter()
+        .map(|(id, resources)| (*id, compile_view(*id, resources, inputs, previous)));
     Snapshot {
         generation: previous.generation + 1,
         views: kept.chain(compiled).collect(),
@@ -56,12 +55,15 @@ pub fn compile(inputs: &Inputs<'_>, previous: &Snapshot) -> Snapshot {
     }
 }
 
+/// A view; the one before if nothing about it changed.
 fn compile_view(
     id: ViewId,
     resources: &ResourceSet,
     inputs: &Inputs<'_>,
-    previous: Option<&Arc<View>>,
-) -> View {
+    snapshot: &Snapshot,
+) -> Arc<View> {
+    let previous = snapshot.view(id);
+    let policy = inputs.node.outbound_traffic_policy;
     let listeners = || {
         resources
             .listeners
@@ -72,7 +74,35 @@ fn compile_view(
         previous.filter(|view| Arc::ptr_eq(&view.resources.listeners, &resources.listeners));
     let same_routes =
         previous.filter(|view| Arc::ptr_eq(&view.resources.routes, &resources.routes));
-    View {
+    let same_clusters = previous.filter(|view| {
+        Arc::ptr_eq(&view.resources.clusters, &resources.clusters)
+            && Arc::ptr_eq(&view.dns, inputs.dns)
+    });
+    let (clusters, changed) = match same_clusters {
+        Some(view) => {
+            let (clusters, changed) = update_clusters(view, resources, inputs.dns);
+            (clusters, Some(changed))
+        }
+        None => (compile_clusters(resources, inputs.dns, previous), None),
+    };
+    let difference = match (previous, changed) {
+        (Some(view), Some(clusters))
+            if same_listeners.is_some() && view.outbound_traffic_policy == policy =>
+        {
+            if clusters.is_empty()
+                && same_routes.is_some()
+                && Arc::ptr_eq(&view.resources.endpoints, &resources.endpoints)
+            {
+                return view.clone();
+            }
+            Difference::Endpoints {
+                since: view.generation,
+                clusters,
+            }
+        }
+        _ => Difference::Everything,
+    };
+    Arc::new(View {
         id,
         resources: resources.clone(),
         outbound: same_listeners.map_or_else(
@@ -82,7 +112,10 @@ fn compile_view(
             },
             |view| view.outbound.clone(),
         ),
-        inbound: listeners().find(|listener| listener.direction == TrafficDirection::Inbound),
+        inbound: match same_listeners {
+            Some(view) => view.inbound.clone(),
+            None => listeners().find(|listener| listener.direction == TrafficDirection::Inbound),
+        },
         routes: same_routes.map_or_else(
             || {
                 let routes = resources.routes.iter();
@@ -91,17 +124,77 @@ fn compile_view(
             },
             |view| view.routes.clone(),
         ),
-        clusters: resources
-            .clusters
-            .iter()
-            .map(|(name, resource)| {
-                let previous = previous.and_then(|view| view.clusters.get(name));
-                let cluster =
-                    compile_cluster(name, &resource.value, resources, inputs.dns, previous);
-                (name.clone(), cluster)
-            })
-            .collect(),
-        outbound_traffic_policy: inputs.node.outbound_traffic_policy,
+        clusters,
+        outbound_traffic_policy: policy,
+        generation: snapshot.generation + 1,
+        difference,
+        dns: inputs.dns.clone(),
+    })
+}
+
+fn compile_clusters(
+    resources: &ResourceSet,
+    dns: &DnsTable,
+    previous: Option<&Arc<View>>,
+) -> Clusters {
+    let clusters = resources.clusters.iter();
+    clusters
+        .map(|(name, resource)| {
+            let previous = previous.and_then(|view| view.clusters.get(name));
+            let cluster = compile_cluster(name, &resource.value, resources, dns, previous);
+            (name.clone(), cluster)
+        })
+        .collect()
+}
+
+/// The clusters of a view whose own configuration did not change, with their new endpoints, and
+/// the names of those that have such.
+fn update_clusters(view: &View, resources: &ResourceSet, dns: &DnsTable) -> (Clusters, Vec<Name>) {
+    let mut clusters = view.clusters.clone();
+    let mut changed = Vec::new();
+    for service in differing(&view.resources.endpoints, &resources.endpoints) {
+        for name in view.clusters.of_service(service) {
+            let Some(previous) = view.clusters.get(name) else {
+                continue;
+            };
+            let cluster = compile_cluster(name, &previous.config, resources, dns, Some(previous));
+            if !Arc::ptr_eq(&cluster, previous) {
+                clusters.replace(name, cluster);
+                changed.push(name.clone());
+            }
+        }
+    }
+    (clusters, changed)
+}
+
+/// Names under which two maps do not have the very same value.
+fn differing<'a, T>(
+    before: &'a Arc<BTreeMap<Name, Resource<T>>>,
+    after: &'a Arc<BTreeMap<Name, Resource<T>>>,
+) -> Vec<&'a Name> {
+    let mut names = Vec::new();
+    if Arc::ptr_eq(before, after) {
+        return names;
+    }
+    let (mut before, mut after) = (before.iter().peekable(), after.iter().peekable());
+    loop {
+        let order = match (before.peek(), after.peek()) {
+            (None, None) => return names,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            // Most names are one string that both maps share.
+            (Some((old, _)), Some((new, _))) if Arc::ptr_eq(old, new) => Ordering::Equal,
+            (Some((old, _)), Some((new, _))) => old.cmp(new),
+        };
+        let old = before.next_if(|_| order != Ordering::Greater);
+        let new = after.next_if(|_| order != Ordering::Less);
+        let same = match (old, new) {
+            (Some((_, old)), Some((_, new))) => Arc::ptr_eq(&old.value, &new.value),
+            _ => false,
+        };
+        if !same {
+            names.extend(old.or(new).map(|(name, _)| name));
+        }
     }
 }
 

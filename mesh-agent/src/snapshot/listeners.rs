@@ -1,11 +1,17 @@
 //! Which listener takes a caught connection.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use crate::config::model::canonical;
-use crate::config::model::listener::Listener;
+use crate::config::model::listener::{Listener, Terminal};
+use crate::config::model::{Name, canonical};
+
+/// Stands for every destination that has no listener.
+pub const ANYTHING: [SocketAddr; 2] = [
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0),
+];
 
 /// The outbound listeners of a view, by original destination.
 ///
@@ -18,6 +24,8 @@ pub struct OutboundListeners {
     wildcard_v4: HashMap<u16, Arc<Listener>>,
     wildcard_v6: HashMap<u16, Arc<Listener>>,
     catch_all: Option<Arc<Listener>>,
+    /// Whose TCP connections may go to a cluster.
+    users: HashMap<Name, Vec<(SocketAddr, Arc<Listener>)>>,
 }
 
 impl OutboundListeners {
@@ -56,7 +64,25 @@ impl OutboundListeners {
                 }
             }
         }
+        index.users = index.index_users();
         index
+    }
+
+    fn index_users(&self) -> HashMap<Name, Vec<(SocketAddr, Arc<Listener>)>> {
+        let mut users: HashMap<Name, Vec<(SocketAddr, Arc<Listener>)>> = HashMap::new();
+        for (address, listener) in self.all() {
+            let chains = listener.filter_chains.iter();
+            for chain in chains.chain(&listener.default_filter_chain) {
+                let Terminal::Tcp(proxy) = &chain.terminal else {
+                    continue;
+                };
+                for weighted in &proxy.clusters {
+                    let users = users.entry(weighted.cluster.clone()).or_default();
+                    users.push((address, listener.clone()));
+                }
+            }
+        }
+        users
     }
 
     /// The listener for a connection to `destination`; `None`: no listener wants it.
@@ -76,25 +102,30 @@ impl OutboundListeners {
             .or(self.catch_all.as_ref())
     }
 
-    /// Listeners of exact addresses; port 0 stands for every port.
-    pub fn exact(&self) -> impl Iterator<Item = (SocketAddr, &Arc<Listener>)> {
-        self.exact
-            .iter()
-            .map(|(address, listener)| (*address, listener))
+    /// Every destination that has a listener, with it: exact addresses, where port 0 stands for
+    /// every port, then unspecified ones, which stand for every address, then [`ANYTHING`].
+    pub fn all(&self) -> impl Iterator<Item = (SocketAddr, &Arc<Listener>)> {
+        let exact = self.exact.iter().map(|(at, listener)| (*at, listener));
+        // A wildcard without a port takes nothing; see `find`.
+        let with_port = |(port, _): &(&u16, _)| **port != 0;
+        let v4 = self.wildcard_v4.iter().filter(with_port);
+        let v4 = v4.map(|(port, listener)| ((Ipv4Addr::UNSPECIFIED, *port).into(), listener));
+        let v6 = self.wildcard_v6.iter().filter(with_port);
+        let v6 = v6.flat_map(|(port, listener)| {
+            // Like a dual-stack socket, `::` also takes IPv4 unless `0.0.0.0` does.
+            let both = !self.wildcard_v4.contains_key(port);
+            let v4 = both.then(|| ((Ipv4Addr::UNSPECIFIED, *port).into(), listener));
+            v4.into_iter()
+                .chain([((Ipv6Addr::UNSPECIFIED, *port).into(), listener)])
+        });
+        let rest = self.catch_all.iter();
+        let rest = rest.flat_map(|listener| ANYTHING.map(|anything| (anything, listener)));
+        exact.chain(v4).chain(v6).chain(rest)
     }
 
-    /// Listeners of `0.0.0.0` by port.
-    pub fn wildcard_v4(&self) -> impl Iterator<Item = (u16, &Arc<Listener>)> {
-        self.wildcard_v4
-            .iter()
-            .map(|(port, listener)| (*port, listener))
-    }
-
-    /// Listeners of `::` by port.
-    pub fn wildcard_v6(&self) -> impl Iterator<Item = (u16, &Arc<Listener>)> {
-        self.wildcard_v6
-            .iter()
-            .map(|(port, listener)| (*port, listener))
+    /// Destinations whose TCP connections may go to a cluster, with their listeners.
+    pub fn users(&self, cluster: &str) -> &[(SocketAddr, Arc<Listener>)] {
+        self.users.get(cluster).map_or(&[], Vec::as_slice)
     }
 
     /// The `use_original_dst` listener.

@@ -8,6 +8,7 @@
 pub mod balancer;
 pub mod breakers;
 pub mod cluster;
+mod clusters;
 mod compile;
 mod listeners;
 pub mod outlier;
@@ -25,8 +26,9 @@ use crate::config::model::workload::{NodeConfig, OutboundTrafficPolicy};
 use crate::store::ResourceSet;
 
 pub use cluster::ClusterView;
+pub use clusters::Clusters;
 pub use compile::{DnsTable, Inputs, compile};
-pub use listeners::OutboundListeners;
+pub use listeners::{ANYTHING, OutboundListeners};
 
 /// Where the current snapshot is published.
 pub type SharedSnapshot = Arc<ArcSwap<Snapshot>>;
@@ -87,7 +89,27 @@ pub struct View {
     /// Named route configurations.
     pub routes: Arc<HashMap<Name, Arc<RouteConfiguration>>>,
     /// Clusters with their endpoints.
-    pub clusters: HashMap<Name, Arc<ClusterView>>,
+    pub clusters: Clusters,
     /// For connections no listener takes.
     pub outbound_traffic_policy: OutboundTrafficPolicy,
+    /// The snapshot it was made for.
+    pub generation: u64,
+    /// What is new in it.
+    pub difference: Difference,
+    /// What names resolved to when it was made.
+    pub dns: Arc<DnsTable>,
+}
+
+/// What a view differs in from the one before, for those who follow by difference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Difference {
+    /// Perhaps everything.
+    Everything,
+    /// The endpoints of some clusters, and nothing else.
+    Endpoints {
+        /// [`View::generation`] of the one before.
+        since: u64,
+        /// The clusters.
+        clusters: Vec<Name>,
+    },
 }

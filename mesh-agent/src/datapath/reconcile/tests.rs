@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use mesh_common::{Addr, Backend, ConnsKey, LbKind, TCP, UNLIMITED, Verdict};
 
+use super::super::plan::Scope;
 use super::*;
 
 #[derive(Default)]
@@ -159,7 +160,10 @@ fn plan(services: &[(u16, &[u16])]) -> Plan {
             (key(*port), service)
         })
         .collect();
-    Plan { services }
+    Plan {
+        services,
+        scope: Scope::Everything,
+    }
 }
 
 #[test]
