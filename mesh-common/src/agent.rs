@@ -3,8 +3,8 @@
 use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::{
-    Addr, Backend, CidrKey, Conns, ConnsKey, Control, DeniedKey, InboundPod, ListenKey, OrigKey,
-    OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, Slot, SlotKey,
+    Addr, AuthzKey, Backend, CidrKey, Conns, ConnsKey, Control, DeniedKey, InboundPod, ListenKey,
+    OrigKey, OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, Slot, SlotKey,
 };
 
 macro_rules! plain_old_data {
@@ -19,6 +19,7 @@ macro_rules! plain_old_data {
 
 plain_old_data!(
     Addr,
+    AuthzKey,
     Backend,
     CidrKey,
     Conns,

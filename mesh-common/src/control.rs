@@ -50,11 +50,13 @@ pub enum Counter {
     InboundRefused = 15,
     /// sockops: the record of a connection found no room in the ring buffer.
     EventLost = 16,
+    /// sk_lookup: refused by access rules.
+    InboundDenied = 17,
 }
 
 impl Counter {
     /// How many there are.
-    pub const COUNT: u32 = 17;
+    pub const COUNT: u32 = 18;
 
     /// Names for metrics, by index.
     pub const NAMES: [&'static str; Self::COUNT as usize] = [
@@ -75,5 +77,6 @@ impl Counter {
         "inbound_pass",
         "inbound_refused",
         "event_lost",
+        "inbound_denied",
     ];
 }

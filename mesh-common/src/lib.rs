@@ -9,6 +9,7 @@
 mod address;
 #[cfg(feature = "agent")]
 mod agent;
+mod authz;
 mod connection;
 mod control;
 mod event;
@@ -17,6 +18,7 @@ mod pod;
 mod service;
 
 pub use address::Addr;
+pub use authz::{AuthzKey, AuthzVerdict};
 pub use connection::{Conns, ConnsKey, OrigKey, OriginalDst, SkState, sk_flags};
 pub use control::{Control, Counter};
 pub use event::{DeniedKey, End, Event, EventKind};
@@ -28,7 +30,7 @@ pub use service::{
 };
 
 /// Version of all layouts in this crate.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Istio's port for connections pods make.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -73,6 +75,8 @@ pub mod capacity {
     pub const EVENT_BYTES: u32 = 4 << 20;
     /// Kinds of refused connects that wait for the agent.
     pub const DENIED: u32 = 4096;
+    /// Ranges that access rules speak of, over all pods and their ports.
+    pub const AUTHZ: u32 = 262_144;
     /// Listener sockets.
     pub const LISTENERS: u32 = 16384;
 }

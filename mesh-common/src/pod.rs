@@ -36,6 +36,8 @@ impl PodFlags {
     pub const ALL_INBOUND_PORTS: u32 = 1 << 2;
     /// Inbound connections are refused while the agent is down, instead of served without it.
     pub const INBOUND_FAIL_CLOSED: u32 = 1 << 3;
+    /// `AUTHZ` speaks of who may connect to it.
+    pub const INBOUND_RULES: u32 = 1 << 4;
 }
 
 /// `CIDRS`: longest prefix -> [`CaptureAction`]. The key's bits after `prefix_len`.

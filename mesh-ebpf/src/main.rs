@@ -9,6 +9,7 @@
 #![allow(internal_features)]
 
 mod atomic;
+mod authz;
 mod capture;
 mod classify;
 mod config;

@@ -5,9 +5,9 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash};
 use mesh_common::{
-    Addr, Backend, CidrKey, Conns, ConnsKey, Control, Counter, DeniedKey, InboundPod, ListenKey,
-    OrigKey, OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, SkState, Slot, SlotKey,
-    capacity,
+    Addr, AuthzKey, Backend, CidrKey, Conns, ConnsKey, Control, Counter, DeniedKey, InboundPod,
+    ListenKey, OrigKey, OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, SkState,
+    Slot, SlotKey, capacity,
 };
 
 /// netns cookie -> enrolled pod
@@ -63,6 +63,11 @@ pub(crate) static ORIG: LruHashMap<OrigKey, OriginalDst> =
 #[map]
 pub(crate) static IN_PODS: HashMap<Addr, InboundPod> =
     HashMap::with_max_entries(capacity::POD_ADDRESSES, BPF_F_NO_PREALLOC);
+
+/// who may connect to a pod, as far as addresses say
+#[map]
+pub(crate) static AUTHZ: LpmTrie<AuthzKey, u32> =
+    LpmTrie::with_max_entries(capacity::AUTHZ, BPF_F_NO_PREALLOC);
 
 /// listening sockets inside pods; a closed one leaves by itself
 #[map]

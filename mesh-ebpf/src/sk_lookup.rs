@@ -15,7 +15,7 @@ use aya_ebpf::programs::SkLookupContext;
 use mesh_common::{Addr, Counter, ListenKey, ListenKind, PodFlags, TCP};
 
 use crate::maps::{IN_PODS, LISTEN, count};
-use crate::{capture, config};
+use crate::{authz, capture, config};
 
 const SK_PASS: u32 = 1;
 const SK_DROP: u32 = 0;
@@ -50,6 +50,10 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
     if !capture::inbound(pod, port) {
         count(Counter::InboundPass);
         return SK_PASS;
+    }
+    if pod.flags & PodFlags::INBOUND_RULES != 0 && authz::denied(pod.pod_id, &from, port) {
+        count(Counter::InboundDenied);
+        return SK_DROP;
     }
     let key = ListenKey {
         pod_id: pod.pod_id,

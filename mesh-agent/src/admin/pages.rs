@@ -453,6 +453,11 @@ impl State<'_> {
             one(load(&proxy.no_cluster)),
         );
         family(
+            "envoy_rbac_denied",
+            "counter",
+            one(load(&proxy.rbac_denied)),
+        );
+        family(
             "mesh_no_original_dst_total",
             "counter",
             one(load(&proxy.no_original_dst)),

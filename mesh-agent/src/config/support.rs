@@ -41,6 +41,12 @@ const UNDERSTOOD: &[Entry] = &[
     ("envoy.config.listener.v3.ApiListener", "api_listener", ""),
     ("envoy.config.listener.v3.Filter", "name typed_config", ""),
     (
+        "envoy.extensions.filters.network.rbac.v3.RBAC",
+        "rules shadow_rules",
+        // A connection is judged before its first byte; when it is closed makes no difference.
+        "stat_prefix shadow_rules_stat_prefix enforcement_type delay_deny",
+    ),
+    (
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
         "cluster weighted_clusters idle_timeout max_connect_attempts",
         "stat_prefix access_log access_log_options",

@@ -1,6 +1,7 @@
 //! Where a service runs: wholly in the kernel, in the agent, nowhere, or left alone. And why.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use mesh_common::{LbKind, OUTBOUND_PORT};
@@ -11,6 +12,8 @@ use crate::config::model::tls::UpstreamTransport;
 use crate::snapshot::{ClusterView, View, ViewId};
 
 use crate::snapshot::slots::{self, Weighted};
+
+use super::authz::{Known, Port, Truth};
 
 /// Envoy's default idle timeout of a TCP proxy. The kernel keeps no idle timer; a listener that
 /// sets another one is served by the agent.
@@ -56,8 +59,8 @@ impl Decision {
     }
 }
 
-/// Decides for a listener of a view, reached on `port` (`None`: on any port).
-pub fn decide(listener: &Listener, port: Option<u16>, view: &View) -> Decision {
+/// Decides for a listener of a view, reached at `ip` and on `port` (`None`: at any).
+pub fn decide(listener: &Listener, ip: Option<IpAddr>, port: Option<u16>, view: &View) -> Decision {
     let mut chains = listener
         .filter_chains
         .iter()
@@ -77,6 +80,21 @@ pub fn decide(listener: &Listener, port: Option<u16>, view: &View) -> Decision {
     }
     if !chain.transport.is_plain() {
         return Decision::agent("it terminates TLS");
+    }
+    let known = Known {
+        source: None,
+        destination: ip,
+        port: port.map_or(Port::Unknown, Port::Is),
+    };
+    match known.denied(&chain.rbac) {
+        Truth::No => {}
+        Truth::Maybe => return Decision::agent("its access rules ask for who connects"),
+        Truth::Yes => {
+            return Decision {
+                placement: Placement::Deny,
+                why: "its access rules deny everybody".into(),
+            };
+        }
     }
     match &chain.terminal {
         Terminal::Http(_) => Decision::agent("HTTP routing"),

@@ -212,10 +212,14 @@ impl Datapath {
     /// A map is full, or the namespace does not take the program.
     pub fn enrol(&mut self, enrolment: &Enrolment<'_>) -> Result<(), DatapathError> {
         let (ebpf, pins) = (&mut self.ebpf, self.pins.as_ref());
-        self.pods.put(&mut self.pod_maps, enrolment, || {
+        let changed = self.pods.put(&mut self.pod_maps, enrolment, || {
             let key = enrolment.pod.workload.key();
             attach_netns(ebpf, &enrolment.pod.netns, &key, pins)
-        })
+        })?;
+        if let (Some(rules), Some(sockets)) = (changed, &self.sockets) {
+            sockets.revoke(enrolment.pod.clone(), enrolment.ips.to_vec(), rules);
+        }
+        Ok(())
     }
 
     /// Whether another agent left services or pods behind.

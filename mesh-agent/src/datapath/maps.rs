@@ -4,8 +4,8 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf, SockHash};
 use mesh_common::{
-    Addr, Backend, CidrKey, Conns, ConnsKey, Control, InboundPod, ListenKey, Pod, PortKey, Service,
-    ServiceKey, ServiceState, Slot, SlotKey,
+    Addr, AuthzKey, Backend, CidrKey, Conns, ConnsKey, Control, InboundPod, ListenKey, Pod,
+    PortKey, Service, ServiceKey, ServiceState, Slot, SlotKey,
 };
 
 use super::DatapathError;
@@ -26,6 +26,7 @@ pub(super) struct PodMaps {
     pub(super) listen: SockHash<MapData, ListenKey>,
     pub(super) cidrs: LpmTrie<MapData, CidrKey, u32>,
     pub(super) ports: HashMap<MapData, PortKey, u32>,
+    pub(super) authz: LpmTrie<MapData, AuthzKey, u32>,
 }
 
 /// Everything else.
@@ -63,6 +64,7 @@ pub(super) fn take(
         listen: map!("LISTEN"),
         cidrs: map!("CIDRS"),
         ports: map!("PORTS"),
+        authz: map!("AUTHZ"),
     };
     let node = NodeMaps {
         control: map!("CTRL"),

@@ -4,6 +4,7 @@
 //! there by difference, [`pods`] enrols pods, [`Datapath`] owns the loaded programs.
 
 mod adopt;
+mod authz;
 mod backends;
 mod capture;
 pub mod decide;

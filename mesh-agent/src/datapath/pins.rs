@@ -19,9 +19,9 @@ use std::path::{Path, PathBuf};
 use aya::maps::MapInfo;
 use aya::programs::links::FdLink;
 use mesh_common::{
-    Addr, Backend, CidrKey, Conns, ConnsKey, Control, DeniedKey, InboundPod, LAYOUT_VERSION,
-    ListenKey, OrigKey, OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, SkState,
-    Slot, SlotKey,
+    Addr, AuthzKey, Backend, CidrKey, Conns, ConnsKey, Control, DeniedKey, InboundPod,
+    LAYOUT_VERSION, ListenKey, OrigKey, OriginalDst, Pod, PortKey, Service, ServiceKey,
+    ServiceState, SkState, Slot, SlotKey,
 };
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -30,12 +30,13 @@ use super::DatapathError;
 use super::link::{link_update, open_pin};
 
 /// Maps that are pinned, with the sizes of their keys and values.
-const MAPS: [(&str, usize, usize); 16] = [
+const MAPS: [(&str, usize, usize); 17] = [
     ("PODS", size_of::<u64>(), size_of::<Pod>()),
     ("IN_PODS", size_of::<Addr>(), size_of::<InboundPod>()),
     ("LISTEN", size_of::<ListenKey>(), size_of::<u32>()),
     // The prefix's length comes before the key.
     ("CIDRS", 4 + size_of::<CidrKey>(), size_of::<u32>()),
+    ("AUTHZ", 4 + size_of::<AuthzKey>(), size_of::<u32>()),
     ("PORTS", size_of::<PortKey>(), size_of::<u32>()),
     ("SVC", size_of::<ServiceKey>(), size_of::<Service>()),
     ("SLOTS", size_of::<SlotKey>(), size_of::<Slot>()),

@@ -159,11 +159,12 @@ impl Plan {
 
     fn add(&mut self, view: &View, address: SocketAddr, listener: &Arc<Listener>) {
         let port = (address.port() != 0).then_some(address.port());
+        let ip = (!address.ip().is_unspecified()).then_some(address.ip());
         self.insert(
             view,
             address,
             listener.name.clone(),
-            decide(listener, port, view),
+            decide(listener, ip, port, view),
         );
     }
 

@@ -7,14 +7,18 @@ use std::sync::Arc;
 
 use aya::maps::lpm_trie::Key;
 use aya::programs::sk_lookup::SkLookupLink;
-use mesh_common::{Addr, CidrKey, InboundPod, ListenKey, ListenKind, Pod as PodEntry};
+use mesh_common::{
+    Addr, AuthzKey, CidrKey, InboundPod, ListenKey, ListenKind, Pod as PodEntry, PodFlags,
+};
 
+use crate::config::model::listener::Listener;
 use crate::config::model::workload::Capture;
 use crate::snapshot::ViewId;
 use crate::workload::{Pod, PodId};
 
 use super::DatapathError;
 use super::adopt::stale;
+use super::authz::InboundRules;
 use super::capture::{CaptureEntries, entries};
 use super::error::map_error;
 use super::maps::PodMaps;
@@ -23,13 +27,15 @@ use super::maps::PodMaps;
 #[derive(Debug)]
 pub struct Enrolment<'a> {
     /// The pod.
-    pub pod: &'a Pod,
+    pub pod: &'a Arc<Pod>,
     /// Its addresses now.
     pub ips: &'a [IpAddr],
     /// What is captured now.
     pub capture: &'a Arc<Capture>,
     /// The pod's inbound listener; `None` leaves inbound connections alone.
     pub inbound: Option<&'a TcpListener>,
+    /// Whose access rules hold for inbound connections.
+    pub rules: Option<&'a Listener>,
 }
 
 /// What the maps hold of one pod.
@@ -40,6 +46,7 @@ struct Enrolled {
     entry: PodEntry,
     capture: Arc<Capture>,
     addresses: BTreeSet<IpAddr>,
+    rules: InboundRules,
     /// Ends inbound capture when dropped, unless it is pinned.
     _inbound: Option<SkLookupLink>,
 }
@@ -65,13 +72,14 @@ pub(super) struct Pods {
 }
 
 impl Pods {
-    /// Enrols a pod or brings an enrolled one up to date. Live connections are not touched.
+    /// Enrols a pod or brings an enrolled one up to date. Live connections are not touched; if
+    /// other rules hold for them than before, those are returned.
     pub(super) fn put(
         &mut self,
         maps: &mut PodMaps,
         enrolment: &Enrolment<'_>,
         attach: impl FnOnce() -> Result<Option<SkLookupLink>, DatapathError>,
-    ) -> Result<(), DatapathError> {
+    ) -> Result<Option<InboundRules>, DatapathError> {
         let pod = enrolment.pod;
         let name = pod.workload.key().to_string();
         for address in enrolment.ips {
@@ -90,7 +98,19 @@ impl Pods {
             }
         }
         let (capture_id, capture_flags) = self.acquire(maps, enrolment.capture)?;
-        let flags = capture_flags;
+        let mut flags = capture_flags;
+        let mut rules = match (enrolment.inbound, enrolment.rules) {
+            (Some(_), Some(listener)) => InboundRules::new(listener, enrolment.ips),
+            _ => InboundRules::default(),
+        };
+        let old_rules = self.enrolled.get(&pod.id).map(|old| old.rules.clone());
+        if let Err(error) = write_rules(maps, &rules, pod.id) {
+            tracing::warn!(pod = %name, %error, "the agent alone asks who may connect");
+            rules = InboundRules::default();
+        }
+        if !rules.is_empty() {
+            flags |= PodFlags::INBOUND_RULES;
+        }
         let addresses: BTreeSet<IpAddr> = if enrolment.inbound.is_some() {
             enrolment.ips.iter().copied().collect()
         } else {
@@ -151,13 +171,16 @@ impl Pods {
                 entry,
                 capture: enrolment.capture.clone(),
                 addresses,
+                rules: rules.clone(),
                 _inbound: link,
             },
         );
+        let old_rules = old_rules.unwrap_or_default();
+        drop_rules(maps, &old_rules, &rules, pod.id);
         if let Some(old) = old_capture {
             self.release(maps, &old)?;
         }
-        Ok(())
+        Ok((rules != old_rules && !rules.is_empty()).then_some(rules))
     }
 
     /// Lets a pod go: new connections are plain from here on.
@@ -166,6 +189,7 @@ impl Pods {
             return Ok(());
         };
         debug_assert_eq!(old.entry.pod_id, id.0);
+        drop_rules(maps, &old.rules, &InboundRules::default(), id);
         let results = [
             maps.pods
                 .remove(&old.cookie)
@@ -225,6 +249,13 @@ impl Pods {
         }
         for key in stale(maps.listen.keys().flatten(), |key| ours(key.pod_id)) {
             let _ = maps.listen.remove(&key);
+        }
+        let rules: Vec<Key<AuthzKey>> = maps.authz.keys().flatten().collect();
+        for key in rules {
+            let data: AuthzKey = key.data();
+            if !ours(data.pod_id) {
+                let _ = maps.authz.remove(&key);
+            }
         }
         let ranges: Vec<Key<CidrKey>> = maps.cidrs.keys().flatten().collect();
         for key in ranges {
@@ -306,5 +337,27 @@ impl Pods {
                 .map_err(map_error("PORTS", "remove a port"))?;
         }
         Ok(())
+    }
+}
+
+/// Writes who is surely denied; over what is there.
+fn write_rules(maps: &mut PodMaps, rules: &InboundRules, pod: PodId) -> Result<(), DatapathError> {
+    for ((prefix, key), verdict) in rules.entries(pod.0) {
+        let written = maps.authz.insert(&Key::new(prefix, key), verdict, 0);
+        if let Err(error) = written.map_err(map_error("AUTHZ", "write a range")) {
+            drop_rules(maps, rules, &InboundRules::default(), pod);
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Removes what does not hold any more. What cannot be removed is gone already.
+fn drop_rules(maps: &mut PodMaps, old: &InboundRules, new: &InboundRules, pod: PodId) {
+    let stays = new.entries(pod.0);
+    for (prefix, key) in old.entries(pod.0).into_keys() {
+        if !stays.contains_key(&(prefix, key)) {
+            let _ = maps.authz.remove(&Key::new(prefix, key));
+        }
     }
 }

@@ -142,6 +142,7 @@ impl Datapath {
             ),
             ("LISTEN", pods.listen.keys().count(), capacity::LISTENERS),
             ("CIDRS", pods.cidrs.keys().count(), capacity::CIDRS),
+            ("AUTHZ", pods.authz.keys().count(), capacity::AUTHZ),
             ("PORTS", pods.ports.keys().count(), capacity::PORTS),
             ("SVC", services.svc.keys().count(), capacity::SERVICES),
             ("SLOTS", services.slots.keys().count(), capacity::SLOTS),

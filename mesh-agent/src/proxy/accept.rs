@@ -16,7 +16,7 @@ use super::filter_chain::{self, Facts};
 use super::sniff::{Looking, Prefixed, sniff};
 use super::stats::count;
 use super::worker::{Context, reset};
-use super::{ListenerKind, http, tcp, upstream};
+use super::{ListenerKind, authz, http, tcp, upstream};
 
 /// A caught connection.
 #[derive(Debug, Clone)]
@@ -56,11 +56,19 @@ pub(super) async fn serve(
         ListenerKind::Inbound => local,
     };
     let plain = |address: SocketAddr| SocketAddr::new(canonical(address.ip()), address.port());
+    let (mut peer, destination) = (plain(peer), plain(destination));
+    if kind == ListenerKind::Outbound && peer.ip().is_loopback() {
+        // The way to the agent is loopback; the application's own address is the pod's.
+        let of_family = |ip: &&std::net::IpAddr| ip.is_ipv4() == destination.is_ipv4();
+        if let Some(own) = pod.ips.iter().find(of_family) {
+            peer.set_ip(*own);
+        }
+    }
     let caught = Caught {
         pod,
         kind,
-        peer: plain(peer),
-        destination: plain(destination),
+        peer,
+        destination,
     };
     if kind == ListenerKind::Inbound && !caught.pod.ips.contains(&caught.destination.ip()) {
         // Dialled on 15006 through another address, or on loopback: nothing was steered here.
@@ -131,6 +139,11 @@ async fn listened(
     let chain: &FilterChain = chain;
     if !chain.transport.is_plain() {
         // Without a certificate to show there is no TLS, and what is to be TLS is nothing else.
+        return reset(stream.get_ref());
+    }
+    let server_name = facts.server_name.as_deref().unwrap_or_default();
+    if !authz::allows(chain, &caught, server_name, None) {
+        count(&context.shared.stats.rbac_denied);
         return reset(stream.get_ref());
     }
     match &chain.terminal {

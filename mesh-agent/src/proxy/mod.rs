@@ -4,6 +4,7 @@
 //! its own upstream pools: a connection never leaves the worker that accepted it.
 
 mod accept;
+mod authz;
 mod filter_chain;
 mod http;
 mod lb;

@@ -13,6 +13,8 @@ pub struct ProxyStats {
     pub no_original_dst: AtomicU64,
     /// Connections no listener or filter chain took.
     pub no_filter_chain_match: AtomicU64,
+    /// Connections that access rules denied.
+    pub rbac_denied: AtomicU64,
     /// Requests.
     pub downstream_rq_total: AtomicU64,
     /// Requests in flight.

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::config::model::Name;
+use crate::config::model::listener::Listener;
 use crate::config::model::workload::{Capture, Workload};
 use crate::datapath::{Datapath, DatapathError, Enrolment};
 use crate::proxy::Proxy;
@@ -60,6 +61,21 @@ struct Told {
     capture: Arc<Capture>,
     inbound: bool,
     view: ViewId,
+    rules: Rules,
+}
+
+/// The listener whose rules hold; another one, even with the same rules, is told anew.
+#[derive(Clone, Default)]
+struct Rules(Option<Arc<Listener>>);
+
+impl PartialEq for Rules {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        }
+    }
 }
 
 /// Why a pod could not be enrolled.
@@ -322,6 +338,7 @@ fn enrol(
             capture: workload.capture.clone(),
             inbound: false,
             view,
+            rules: Rules::default(),
         },
         ips: pod.ips.clone(),
         pod: pod.clone(),
@@ -369,14 +386,14 @@ impl Enrolled {
     }
 
     fn wanted(&self, workload: &Workload, snapshot: &Snapshot) -> Told {
-        let inbound = snapshot
-            .view(self.view(snapshot))
-            .is_some_and(|view| view.inbound.is_some());
+        let view = snapshot.view(self.view(snapshot));
+        let listener = view.and_then(|view| view.inbound.clone());
         Told {
             ips: self.ips.clone(),
             capture: workload.capture.clone(),
-            inbound,
+            inbound: listener.is_some(),
             view: self.view(snapshot),
+            rules: Rules(listener),
         }
     }
 
@@ -400,6 +417,7 @@ impl Enrolled {
             ips: &wanted.ips,
             capture: &wanted.capture,
             inbound: wanted.inbound.then_some(&self.inbound),
+            rules: wanted.rules.0.as_deref(),
         })?;
         self.told = wanted;
         Ok(())

@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::config::core::v3::TrafficDirection as PbDirection;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager as PbHcm;
+use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as PbRbac;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 
@@ -21,7 +22,7 @@ use crate::config::model::listener::{
 
 use super::{
     Converted, IGNORED_NETWORK_FILTERS, Problems, address, decode, hcm, inspectors, is_one_of,
-    timeout, tls, type_name, typed,
+    network_rbac, timeout, tls, type_name, typed,
 };
 
 const HCM: &str =
@@ -130,6 +131,7 @@ fn api_chain(any: Option<&Any>, problems: &mut Problems) -> Option<FilterChain> 
     Some(FilterChain {
         name: "api_listener".into(),
         matcher: FilterChainMatch::default(),
+        rbac: Vec::new(),
         terminal: Terminal::Http(Arc::new(hcm)),
         transport: DownstreamTransport::Plain,
     })
@@ -150,6 +152,7 @@ fn filter_chain(
         problems,
     );
     let mut terminal = None;
+    let mut rbac = Vec::new();
     let mut ignored = 0;
     for (i, filter) in message.filters.iter().enumerate() {
         let path = format!("{path}.filters[{i}]");
@@ -161,13 +164,22 @@ fn filter_chain(
             ignored += 1;
             continue;
         }
+        if let Some(ConfigType::TypedConfig(any)) = &filter.config_type
+            && type_name == "envoy.extensions.filters.network.rbac.v3.RBAC"
+            && terminal.is_none()
+        {
+            let path = format!("{path}.typed_config");
+            let message: Option<PbRbac> = decode(any, &path, problems);
+            rbac.push(network_rbac::convert(&message?, &path, problems)?);
+            continue;
+        }
         if terminal.is_some() {
             problems.push(&path, "stands behind the filter that ends the chain");
             continue;
         }
         terminal = network_filter(filter, &path, problems);
     }
-    if message.filters.len() == ignored {
+    if message.filters.len() == ignored + rbac.len() {
         problems.hint(
             format!("{path}.filters"),
             "no filter ends the chain",
@@ -177,6 +189,7 @@ fn filter_chain(
     Some(FilterChain {
         name: message.name.as_str().into(),
         matcher,
+        rbac,
         terminal: terminal?,
         transport: transport?,
     })

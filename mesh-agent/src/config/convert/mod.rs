@@ -11,6 +11,7 @@ mod headers;
 mod inspectors;
 mod listener;
 mod matcher;
+mod network_rbac;
 mod outlier;
 mod retry;
 mod route;

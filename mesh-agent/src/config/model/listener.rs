@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::Name;
 use super::filter::HttpFilter;
+use super::filter::rbac::Rbac;
 use super::route::{RouteConfiguration, WeightedCluster};
 use super::tls::DownstreamTransport;
 
@@ -127,6 +128,8 @@ pub struct FilterChain {
     pub name: Name,
     /// Which connections it takes.
     pub matcher: FilterChainMatch,
+    /// `envoy.filters.network.rbac`, in order: who may connect at all.
+    pub rbac: Vec<Rbac>,
     /// The terminal filter.
     pub terminal: Terminal,
     /// How the downstream speaks.

@@ -1,7 +1,9 @@
 //! `sock_diag`: lists a namespace's TCP sockets with what the kernel programs know of them, and
 //! closes them. The same the `ss` program uses, so nothing is paid while nobody asks.
 
+use std::collections::HashSet;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 
 use mesh_common::SkState;
@@ -35,18 +37,31 @@ const LAST_ACK: u8 = 9;
 const LISTEN: u8 = 10;
 const CLOSING: u8 = 11;
 
-/// A connection that the connect hook classified.
+/// A socket as the kernel names it.
 #[derive(Debug, Clone)]
-pub(super) struct Live {
+pub(super) struct SocketId {
     family: u8,
     /// `struct inet_diag_sockid`
     id: [u8; SOCKET_ID.1],
+    ends: (SocketAddr, SocketAddr),
+}
+
+impl SocketId {
+    /// Its own and the other end; v4-mapped addresses come out as IPv4.
+    pub(super) fn ends(&self) -> (SocketAddr, SocketAddr) {
+        self.ends
+    }
+}
+
+/// A connection that the connect hook classified.
+#[derive(Debug, Clone)]
+pub(super) struct Live {
+    /// Its name.
+    pub(super) socket: SocketId,
     /// The socket's cookie.
     pub(super) cookie: u64,
     /// What the hook knows of it.
     pub(super) state: SkState,
-    /// The other end, as the socket has it.
-    pub(super) addr: mesh_common::Addr,
     /// Bytes of the application that the peer acknowledged.
     pub(super) sent_bytes: u64,
     /// Bytes the peer sent.
@@ -92,16 +107,30 @@ impl SocketDiag {
     /// Connections of both families that have an entry in the map.
     pub(super) fn connections(&self) -> io::Result<Vec<Live>> {
         let mut all = Vec::new();
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            self.dump(family as u8, &mut all)?;
-        }
+        self.dump(STATES, true, |body| all.extend(live(body)))?;
         Ok(all)
     }
 
+    /// Connections, whoever made them.
+    pub(super) fn all(&self) -> io::Result<Vec<SocketId>> {
+        let mut all = Vec::new();
+        self.dump(STATES, false, |body| all.extend(socket(body)))?;
+        Ok(all)
+    }
+
+    /// Ports that somebody listens on.
+    pub(super) fn listening(&self) -> io::Result<HashSet<u16>> {
+        let mut ports = HashSet::new();
+        self.dump(1 << LISTEN, false, |body| {
+            ports.extend(socket(body).map(|socket| socket.ends.0.port()));
+        })?;
+        Ok(ports)
+    }
+
     /// Resets a connection.
-    pub(super) fn destroy(&self, live: &Live) -> io::Result<()> {
+    pub(super) fn destroy(&self, socket: &SocketId) -> io::Result<()> {
         let mut request = Request::new(SOCK_DESTROY, libc::NLM_F_REQUEST | libc::NLM_F_ACK);
-        request.socket(live.family, 0, STATES, &live.id);
+        request.socket(socket.family, 0, STATES, &socket.id);
         self.send(&request.finish())?;
         let mut result = Ok(());
         self.receive(|kind, body| {
@@ -116,15 +145,31 @@ impl SocketDiag {
         result
     }
 
-    fn dump(&self, family: u8, all: &mut Vec<Live>) -> io::Result<()> {
+    /// Sockets of both families in these states, with what the programs know if that is wanted.
+    fn dump(&self, states: u32, known: bool, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            self.dump_family(family as u8, states, known, &mut each)?;
+        }
+        Ok(())
+    }
+
+    fn dump_family(
+        &self,
+        family: u8,
+        states: u32,
+        known: bool,
+        each: &mut impl FnMut(&[u8]),
+    ) -> io::Result<()> {
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
         let mut request = Request::new(SOCK_DIAG_BY_FAMILY, flags);
-        let information = 1 << (INET_DIAG_INFO - 1);
-        request.socket(family, information, STATES, &[0; SOCKET_ID.1]);
-        let map = (self.storage as u32).to_ne_bytes();
-        let nested = attribute(SK_DIAG_BPF_STORAGE_REQ_MAP_FD, &map);
-        let kind = INET_DIAG_REQ_SK_BPF_STORAGES | NLA_F_NESTED;
-        request.bytes.extend(attribute(kind, &nested));
+        let information = u8::from(known) << (INET_DIAG_INFO - 1);
+        request.socket(family, information, states, &[0; SOCKET_ID.1]);
+        if known {
+            let map = (self.storage as u32).to_ne_bytes();
+            let nested = attribute(SK_DIAG_BPF_STORAGE_REQ_MAP_FD, &map);
+            let kind = INET_DIAG_REQ_SK_BPF_STORAGES | NLA_F_NESTED;
+            request.bytes.extend(attribute(kind, &nested));
+        }
         self.send(&request.finish())?;
         let mut failed = Ok(());
         self.receive(|kind, body| {
@@ -136,7 +181,7 @@ impl SocketDiag {
                 failed = Err(io::Error::from_raw_os_error(-code));
                 return true;
             }
-            all.extend(live(body));
+            each(body);
             false
         })?;
         failed
@@ -257,8 +302,7 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 
 /// A connection of the answer, if the programs know it.
 fn live(body: &[u8]) -> Option<Live> {
-    let (family, tcp_state) = (*body.first()?, *body.get(1)?);
-    let id: [u8; SOCKET_ID.1] = array(body, SOCKET_ID.0)?;
+    let (socket, tcp_state) = (socket(body)?, *body.get(1)?);
     let (mut state, mut information) = (None, None);
     for (kind, value) in attributes(body.get(MESSAGE..)?) {
         match kind {
@@ -283,12 +327,10 @@ fn live(body: &[u8]) -> Option<Live> {
     let fin_acked = u64::from(matches!(tcp_state, FIN_WAIT2 | CLOSING));
     let fin_received = u64::from(matches!(tcp_state, CLOSE_WAIT | LAST_ACK | CLOSING));
     Some(Live {
-        family,
-        id,
-        cookie: u64::from(u32::from_ne_bytes(array(&id, 40)?))
-            | u64::from(u32::from_ne_bytes(array(&id, 44)?)) << 32,
+        cookie: u64::from(u32::from_ne_bytes(array(&socket.id, 40)?))
+            | u64::from(u32::from_ne_bytes(array(&socket.id, 44)?)) << 32,
+        socket,
         state: state?,
-        addr: peer(family, &id)?,
         sent_bytes: long(120)?.saturating_sub(1 + fin_acked),
         received_bytes: long(128)?.saturating_sub(fin_received),
         srtt_us: number(68)?,
@@ -296,12 +338,20 @@ fn live(body: &[u8]) -> Option<Live> {
     })
 }
 
-/// The remote address of a `struct inet_diag_sockid`.
-fn peer(family: u8, id: &[u8]) -> Option<mesh_common::Addr> {
-    const REMOTE: usize = 20;
-    if i32::from(family) == libc::AF_INET {
-        let v4 = u32::from_ne_bytes(array(id, REMOTE)?);
-        return Some(mesh_common::Addr::from_v4_be(v4));
-    }
-    Some(mesh_common::Addr::from_octets(array(id, REMOTE)?))
+/// The socket that an answer speaks of.
+fn socket(body: &[u8]) -> Option<SocketId> {
+    let family = *body.first()?;
+    let id: [u8; SOCKET_ID.1] = array(body, SOCKET_ID.0)?;
+    // Ports come first, then the two addresses, 16 bytes each whatever the family.
+    let end = |port: usize, at: usize| {
+        let ip = if i32::from(family) == libc::AF_INET {
+            IpAddr::from(array::<4>(&id, at)?)
+        } else {
+            IpAddr::from(array::<16>(&id, at)?).to_canonical()
+        };
+        let port = u16::from_be_bytes(array(&id, port)?);
+        Some(SocketAddr::new(ip, port))
+    };
+    let ends = (end(0, 4)?, end(2, 20)?);
+    Some(SocketId { family, id, ends })
 }

@@ -6,6 +6,7 @@ mod diag;
 
 use std::collections::HashSet;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -18,6 +19,7 @@ use mesh_common::{Addr, sk_flags};
 use crate::workload::Pod;
 
 use self::diag::{Live, SocketDiag};
+use super::authz::InboundRules;
 use super::{Datapath, DatapathError};
 
 /// How often open connections are looked at. Istio reports long connections every 5 s, too.
@@ -64,6 +66,14 @@ pub(super) struct Route {
 enum Order {
     Pods(Vec<Arc<Pod>>),
     Close(HashSet<Route>),
+    Revoke(Box<Revocation>),
+}
+
+/// Rules that hold for what is connected to a pod.
+struct Revocation {
+    pod: Arc<Pod>,
+    ips: Vec<IpAddr>,
+    rules: InboundRules,
 }
 
 /// The thread. Dropping it ends it.
@@ -82,6 +92,11 @@ impl Sockets {
     /// Resets these connections.
     pub(super) fn close(&self, routes: HashSet<Route>) {
         self.tell(Order::Close(routes));
+    }
+
+    /// Resets connections to a pod at these addresses that its rules deny.
+    pub(super) fn revoke(&self, pod: Arc<Pod>, ips: Vec<IpAddr>, rules: InboundRules) {
+        self.tell(Order::Revoke(Box::new(Revocation { pod, ips, rules })));
     }
 
     fn tell(&self, order: Order) {
@@ -145,6 +160,10 @@ impl Walker {
             match todo.recv_timeout(PERIOD) {
                 Ok(Order::Pods(pods)) => self.pods = pods,
                 Ok(Order::Close(routes)) => self.close(&routes),
+                Ok(Order::Revoke(revocation)) => {
+                    let result = self.revoke(&revocation);
+                    tell(&revocation.pod, "look at", result);
+                }
                 Err(RecvTimeoutError::Timeout) => self.look(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -159,7 +178,7 @@ impl Walker {
                     cookie: live.cookie,
                     netns_cookie: live.state.netns_cookie,
                     cluster: live.state.cluster,
-                    addr: live.addr,
+                    addr: live.socket.ends().1.ip().into(),
                     sent_bytes: live.sent_bytes,
                     received_bytes: live.received_bytes,
                     srtt_us: live.srtt_us,
@@ -171,6 +190,34 @@ impl Walker {
         self.observer.end();
     }
 
+    /// A connection to the pod is one whose own end is an address of the pod and a port that
+    /// somebody listens on there.
+    fn revoke(&self, revocation: &Revocation) -> io::Result<()> {
+        let Revocation { pod, ips, rules } = revocation;
+        let diag = SocketDiag::open(&pod.netns, self.storage.as_raw_fd())?;
+        let ports = diag.listening()?;
+        let mut closed = 0;
+        for live in diag.all()? {
+            let (local, peer) = live.ends();
+            let inbound = ips.contains(&local.ip())
+                && !ips.contains(&peer.ip())
+                && ports.contains(&local.port());
+            if inbound && rules.denies(peer.ip(), local.port()) {
+                match diag.destroy(&live) {
+                    Ok(()) => closed += 1,
+                    // It ended by itself.
+                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        if closed > 0 {
+            let pod = pod.workload.key();
+            tracing::info!(%pod, closed, "connections that access rules deny are reset");
+        }
+        Ok(())
+    }
+
     fn close(&self, routes: &HashSet<Route>) {
         for pod in &self.pods {
             let mut closed = 0;
@@ -180,7 +227,7 @@ impl Walker {
                     backend_id: live.state.backend_id,
                 };
                 if routes.contains(&route) {
-                    match diag.destroy(live) {
+                    match diag.destroy(&live.socket) {
                         Ok(()) => closed += 1,
                         // It ended by itself.
                         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}

@@ -3,7 +3,7 @@
 mod cors;
 mod fault;
 mod local_rate_limit;
-mod rbac;
+pub(super) mod rbac;
 
 use std::collections::HashMap;
 use std::sync::Arc;
