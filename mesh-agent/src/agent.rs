@@ -16,6 +16,7 @@ use crate::cli::args::{OnExit, RunArgs};
 use crate::config::model::Name;
 use crate::config::model::workload::Workload;
 use crate::datapath::{Datapath, Options};
+use crate::identity::{Keeper, SpiffeId};
 use crate::proxy::Proxy;
 use crate::snapshot::{DnsTable, Inputs, SharedSnapshot, Snapshot, compile};
 use crate::source::dns::{self, DnsSource, DnsStats, Queries, Resolver};
@@ -70,6 +71,8 @@ struct Agent {
     /// What an agent before this one left in the kernel is still as it was.
     inheriting: bool,
     applied: Applied,
+    /// Keeps the pods' certificates.
+    keeper: Option<Keeper>,
 }
 
 async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
@@ -107,8 +110,16 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
     let snapshots = Snapshot::shared();
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let concurrency = args.concurrency.map_or(cores, std::num::NonZero::get);
-    let proxy = Proxy::start(concurrency, snapshots.clone(), datapath.original_dst())
-        .context("cannot start the proxy workers")?;
+    let keeper = args.identity.keeper()?;
+    let credentials = keeper.as_ref().map(Keeper::credentials).cloned();
+    let proxy = Proxy::start(
+        concurrency,
+        snapshots.clone(),
+        datapath.original_dst(),
+        credentials.unwrap_or_default(),
+        args.identity.trust_domain.as_str().into(),
+    )
+    .context("cannot start the proxy workers")?;
     let events = datapath
         .events()
         .context("the connection records have a reader")?;
@@ -135,6 +146,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         pods_known: u64::MAX,
         inheriting: true,
         applied: Applied::default(),
+        keeper,
         ready,
     };
     if agent.datapath.has_inherited() {
@@ -204,6 +216,21 @@ impl Agent {
             .is_some_and(|xds| xds.follow_pods(workloads, present))
     }
 
+    /// Says whose certificates are needed: of the pods that are here.
+    fn want_identities(&self) {
+        let Some(keeper) = &self.keeper else {
+            return;
+        };
+        let domain = &self.args.identity.trust_domain;
+        let workloads = self.loaded.node.workloads.iter();
+        let there = workloads.filter(|workload| workload.netns.path().exists());
+        keeper.want(
+            there
+                .map(|workload| SpiffeId::of(workload, domain))
+                .collect(),
+        );
+    }
+
     /// Whether there is a configuration to serve pods by.
     fn configured(&self) -> bool {
         self.xds.as_ref().is_none_or(Views::ready)
@@ -261,6 +288,7 @@ impl Agent {
         };
         let snapshot = Arc::new(compile(&inputs, &previous));
         self.snapshots.store(snapshot.clone());
+        self.want_identities();
         let inherits = self.inheriting && self.datapath.has_inherited();
         if inherits && !self.supersedes() {
             return;
@@ -301,6 +329,7 @@ impl Agent {
             self.apply();
             self.tell_ready();
         }
+        self.want_identities();
         let snapshot = self.snapshots.load_full();
         let closed = self.follow_pods();
         if closed {
@@ -394,6 +423,7 @@ impl StateHolder<'_> {
             proxy: agent.proxy.stats(),
             telemetry: &agent.telemetry,
             dns: &agent.dns_stats,
+            keeper: agent.keeper.as_ref(),
         };
         debug_assert!(
             state

@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod datapath;
+pub mod identity;
 pub mod proxy;
 pub mod snapshot;
 pub mod source;

@@ -2,6 +2,7 @@
 //!
 //! The server only asks: every page is rendered by the control loop, which owns what it shows.
 
+mod certs;
 mod config_dump;
 mod csds;
 mod pages;

@@ -11,6 +11,7 @@ use crate::config::model::Name;
 use crate::config::model::endpoint::Health;
 use crate::config::model::workload::{AllOr, Capture};
 use crate::datapath::Datapath;
+use crate::identity::Keeper;
 use crate::proxy::ProxyStats;
 use crate::snapshot::Snapshot;
 use crate::snapshot::cluster::Host;
@@ -22,7 +23,7 @@ use crate::telemetry::Telemetry;
 use crate::workload::WorkloadStatus;
 
 use super::config_dump::{Sources, config_dump};
-use super::xds;
+use super::{certs, xds};
 
 /// A page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub enum Page {
     Services,
     /// Version, uptime, state.
     ServerInfo,
+    /// The pods' certificates.
+    Certs,
     /// Everything `mesh-agent status` shows.
     Status,
 }
@@ -69,6 +72,7 @@ impl Page {
 /stats/prometheus  counters
 /workloads         the pods of this node
 /services          which services run where, and why
+/certs             the pods' certificates
 /server_info       version and uptime
 /status            all that `mesh-agent status` shows
 POST /quitquitquit drain and stop
@@ -93,6 +97,7 @@ POST /quitquitquit drain and stop
             "/workloads" => Self::Workloads,
             "/services" => Self::Services,
             "/server_info" => Self::ServerInfo,
+            "/certs" => Self::Certs,
             "/status" => Self::Status,
             _ => return None,
         })
@@ -130,6 +135,8 @@ pub struct State<'a> {
     pub telemetry: &'a Telemetry,
     /// The name source's counters.
     pub dns: &'a DnsStats,
+    /// Keeps the pods' certificates, if anybody signs them.
+    pub keeper: Option<&'a Keeper>,
 }
 
 /// How long configurations took from the source to the proxy and the kernel.
@@ -183,6 +190,7 @@ impl State<'_> {
             Page::Workloads => (JSON, pretty(&self.workloads())),
             Page::Services => (JSON, pretty(&json!(self.datapath.services()))),
             Page::ServerInfo => (JSON, pretty(&self.server_info())),
+            Page::Certs => (JSON, pretty(&certs::page(self.keeper))),
             Page::Status => (JSON, pretty(&self.status())),
         }
     }
@@ -380,6 +388,9 @@ impl State<'_> {
             "gauge",
             one(self.applied.last.as_micros() as u64),
         );
+        for (name, kind, samples) in certs::families(self.keeper) {
+            family(name, kind, samples);
+        }
         for (name, kind, samples) in xds::families(self.streams) {
             family(name, kind, samples);
         }
@@ -458,6 +469,11 @@ impl State<'_> {
             one(load(&proxy.rbac_denied)),
         );
         family(
+            "envoy_listener_ssl_connection_error",
+            "counter",
+            one(load(&proxy.ssl_connection_error)),
+        );
+        family(
             "mesh_no_original_dst_total",
             "counter",
             one(load(&proxy.no_original_dst)),
@@ -468,7 +484,7 @@ impl State<'_> {
             one(load(&proxy.panics)),
         );
         type Read = fn(&crate::snapshot::cluster::ClusterStats) -> &AtomicU64;
-        let per_cluster: [(&str, &str, Read); 20] = [
+        let per_cluster: [(&str, &str, Read); 21] = [
             ("upstream_cx_total", "counter", |stats| {
                 &stats.upstream_cx_total
             }),
@@ -486,6 +502,9 @@ impl State<'_> {
                 "counter",
                 |stats| &stats.upstream_cx_connect_attempts_exceeded,
             ),
+            ("ssl_connection_error", "counter", |stats| {
+                &stats.ssl_connection_error
+            }),
             ("upstream_cx_overflow", "counter", |stats| {
                 &stats.upstream_cx_overflow
             }),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use super::duration;
+use super::identity::IdentityArgs;
 use super::xds::XdsArgs;
 
 const ABOUT: &str = "\
@@ -214,6 +215,9 @@ pub struct RunArgs {
     /// Configuration by xDS.
     #[command(flatten)]
     pub xds: XdsArgs,
+    /// Certificates.
+    #[command(flatten)]
+    pub identity: IdentityArgs,
 }
 
 /// Arguments of `validate`.

@@ -3,6 +3,7 @@
 pub mod args;
 pub mod doctor;
 mod duration;
+pub mod identity;
 pub mod status;
 pub mod uninstall;
 pub mod xds;

@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 
 use crate::config::model::canonical;
 use crate::config::model::listener::{FilterChain, Listener, Terminal};
+use crate::config::model::tls::DownstreamTransport;
 use crate::config::model::workload::OutboundTrafficPolicy;
 use crate::snapshot::View;
 use crate::workload::Pod;
@@ -15,8 +17,13 @@ use crate::workload::Pod;
 use super::filter_chain::{self, Facts};
 use super::sniff::{Looking, Prefixed, sniff};
 use super::stats::count;
+use super::stream::Stream;
+use super::tls::{Peer, report};
 use super::worker::{Context, reset};
 use super::{ListenerKind, authz, http, tcp, upstream};
+
+/// How long a client may take for its TLS handshake (Istio: `transport_socket_connect_timeout`).
+const HANDSHAKE: Duration = Duration::from_secs(15);
 
 /// A caught connection.
 #[derive(Debug, Clone)]
@@ -137,14 +144,36 @@ async fn listened(
         return reset(stream.get_ref());
     };
     let chain: &FilterChain = chain;
-    if !chain.transport.is_plain() {
-        // Without a certificate to show there is no TLS, and what is to be TLS is nothing else.
-        return reset(stream.get_ref());
-    }
+    let (stream, peer) = match &chain.transport {
+        DownstreamTransport::Plain => {
+            let (prefix, tcp) = stream.into_parts();
+            (
+                Prefixed::with_prefix(Stream::Plain(tcp), prefix),
+                Peer::default(),
+            )
+        }
+        DownstreamTransport::Tls(tls) => {
+            let id = context.tls.identity(&caught.pod.workload);
+            let accepting = context
+                .tls
+                .accept(tls, &id, &facts.application_protocols, stream);
+            let accepted = tokio::time::timeout(HANDSHAKE, accepting)
+                .await
+                .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+            match accepted {
+                Ok((stream, peer)) => (Prefixed::new(stream), peer),
+                Err(error) => {
+                    count(&context.shared.stats.ssl_connection_error);
+                    report::downstream(&id, caught.peer, &listener.name, &error);
+                    return;
+                }
+            }
+        }
+    };
     let server_name = facts.server_name.as_deref().unwrap_or_default();
-    if !authz::allows(chain, &caught, server_name, None) {
+    if !authz::allows(chain, &caught, server_name, peer.names.as_deref()) {
         count(&context.shared.stats.rbac_denied);
-        return reset(stream.get_ref());
+        return reset(stream.get_ref().tcp());
     }
     match &chain.terminal {
         Terminal::Tcp(proxy) => tcp::serve(&context, &caught, view, proxy, stream).await,
@@ -152,6 +181,7 @@ async fn listened(
             let place = http::Place {
                 listener: listener.name.clone(),
                 chain: chain.name.clone(),
+                peer,
             };
             // On its own: connections that are not HTTP need not make room for it.
             Box::pin(http::serve(context, caught, hcm.clone(), place, stream)).await;
@@ -164,7 +194,8 @@ async fn passthrough(context: &Rc<Context>, caught: &Caught, stream: TcpStream) 
     let options = upstream::Options::default();
     match upstream::connect(&caught.pod, caught.destination, &options).await {
         Ok(upstream) => {
-            tcp::copy(context, Prefixed::new(stream), upstream, None).await;
+            let stream = Prefixed::new(Stream::Plain(stream));
+            tcp::copy(context, stream, Stream::Plain(upstream), None).await;
         }
         Err(_) => reset(&stream),
     }

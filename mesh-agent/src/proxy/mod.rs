@@ -10,8 +10,10 @@ mod http;
 mod lb;
 mod sniff;
 pub mod stats;
+mod stream;
 mod sweeper;
 mod tcp;
+mod tls;
 mod upstream;
 mod worker;
 
@@ -22,6 +24,7 @@ use std::{io, thread};
 
 use tokio::sync::mpsc;
 
+use crate::identity::SharedCredentials;
 use crate::snapshot::SharedSnapshot;
 use crate::workload::{Pod, PodId};
 
@@ -106,6 +109,8 @@ impl Proxy {
         concurrency: usize,
         snapshots: SharedSnapshot,
         original_dst: Arc<dyn OriginalDst>,
+        credentials: SharedCredentials,
+        trust_domain: Arc<str>,
     ) -> io::Result<Self> {
         let stats = Arc::new(ProxyStats::default());
         let workers = (0..concurrency.max(1))
@@ -114,6 +119,8 @@ impl Proxy {
                     snapshots: snapshots.clone(),
                     original_dst: original_dst.clone(),
                     stats: stats.clone(),
+                    credentials: credentials.clone(),
+                    trust_domain: trust_domain.clone(),
                 };
                 let (commands, receiver) = mpsc::unbounded_channel();
                 let thread = thread::Builder::new()

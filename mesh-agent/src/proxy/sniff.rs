@@ -18,9 +18,9 @@ const MAX_HELLO: usize = 64 << 10;
 
 /// A connection whose first bytes may have been read already.
 #[derive(Debug)]
-pub(super) struct Prefixed {
+pub(super) struct Prefixed<S> {
     prefix: Bytes,
-    stream: TcpStream,
+    stream: S,
 }
 
 /// What the first bytes told.
@@ -31,8 +31,8 @@ pub(super) struct Sniffed {
     pub(super) application_protocols: Vec<String>,
 }
 
-impl Prefixed {
-    pub(super) fn new(stream: TcpStream) -> Self {
+impl<S> Prefixed<S> {
+    pub(super) fn new(stream: S) -> Self {
         Self {
             prefix: Bytes::new(),
             stream,
@@ -40,19 +40,21 @@ impl Prefixed {
     }
 
     /// As [`Self::new`], with bytes that were read already.
-    pub(super) fn with_prefix(stream: TcpStream, prefix: Bytes) -> Self {
+    pub(super) fn with_prefix(stream: S, prefix: Bytes) -> Self {
         Self { prefix, stream }
     }
 
-    pub(super) fn get_ref(&self) -> &TcpStream {
+    pub(super) fn get_ref(&self) -> &S {
         &self.stream
     }
 
     /// What was read already, and the connection.
-    pub(super) fn into_parts(self) -> (Bytes, TcpStream) {
+    pub(super) fn into_parts(self) -> (Bytes, S) {
         (self.prefix, self.stream)
     }
+}
 
+impl<S: AsyncRead + Unpin> Prefixed<S> {
     /// Reads until `enough` says what the bytes are; they stay to be read again. At the end of
     /// the stream `enough` is asked one last time.
     pub(super) async fn look<T>(
@@ -78,7 +80,7 @@ impl Prefixed {
     }
 }
 
-impl AsyncRead for Prefixed {
+impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -94,7 +96,7 @@ impl AsyncRead for Prefixed {
     }
 }
 
-impl AsyncWrite for Prefixed {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -134,7 +136,7 @@ pub(super) struct Looking {
 
 /// Looks at the first bytes as the listener's inspectors ask.
 pub(super) async fn sniff(
-    stream: &mut Prefixed,
+    stream: &mut Prefixed<TcpStream>,
     listener: &Listener,
     wanted: Looking,
 ) -> io::Result<Sniffed> {

@@ -9,6 +9,8 @@ pub struct ProxyStats {
     pub downstream_cx_total: AtomicU64,
     /// Connections open.
     pub downstream_cx_active: AtomicU64,
+    /// TLS handshakes with clients that failed.
+    pub ssl_connection_error: AtomicU64,
     /// Connections accepted that no kernel program had redirected.
     pub no_original_dst: AtomicU64,
     /// Connections no listener or filter chain took.

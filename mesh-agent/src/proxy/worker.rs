@@ -14,12 +14,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::identity::SharedCredentials;
 use crate::snapshot::SharedSnapshot;
 use crate::workload::{Pod, PodId};
 
 use super::http::pool::Pool;
 use super::stats::count;
 use super::tcp::TcpPool;
+use super::tls::Contexts;
 use super::{ListenerKind, OriginalDst, PodListener, ProxyStats, accept};
 
 /// How often idle connections are looked at: whether the upstream closed them, or they were idle
@@ -40,6 +42,8 @@ pub(super) struct Shared {
     pub(super) snapshots: SharedSnapshot,
     pub(super) original_dst: Arc<dyn OriginalDst>,
     pub(super) stats: Arc<ProxyStats>,
+    pub(super) credentials: SharedCredentials,
+    pub(super) trust_domain: Arc<str>,
 }
 
 /// What the connections of a worker share.
@@ -47,6 +51,7 @@ pub(super) struct Context {
     pub(super) shared: Shared,
     pub(super) pool: RefCell<Pool>,
     pub(super) bytes: TcpPool,
+    pub(super) tls: Contexts,
     /// Turns true once, when the agent stops.
     pub(super) draining: watch::Receiver<bool>,
 }
@@ -74,8 +79,10 @@ pub(super) fn run(shared: Shared, commands: mpsc::UnboundedReceiver<Command>) {
 
 async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
     let (drain, draining) = watch::channel(false);
+    let tls = Contexts::new(shared.credentials.clone(), shared.trust_domain.clone());
     let context = Rc::new(Context {
         shared,
+        tls,
         pool: RefCell::default(),
         bytes: TcpPool::default(),
         draining,

@@ -168,6 +168,8 @@ pub struct ClusterStats {
     pub upstream_cx_connect_fail: AtomicU64,
     /// Connects that took too long.
     pub upstream_cx_connect_timeout: AtomicU64,
+    /// TLS handshakes that failed.
+    pub ssl_connection_error: AtomicU64,
     /// Connections given up after the last configured attempt.
     pub upstream_cx_connect_attempts_exceeded: AtomicU64,
     /// Connections refused by the circuit breaker.

@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use crate::config::model::listener::HttpConnectionManager;
 use crate::proxy::sniff::Prefixed;
 use crate::proxy::stats::count;
+use crate::proxy::stream::Stream;
 
 use super::body::{ProxyBody, RequestBody};
 use super::message::{Metadata, Path, Reply, Request};
@@ -22,7 +23,7 @@ use super::{Connection, LocalExecutor, exchange};
 /// Serves a connection to its end.
 pub(super) async fn serve(
     connection: &Rc<Connection>,
-    stream: Prefixed,
+    stream: Prefixed<Stream>,
     hcm: &HttpConnectionManager,
 ) {
     let service = service_fn(|request: http::Request<Incoming>| {

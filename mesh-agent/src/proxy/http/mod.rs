@@ -35,6 +35,8 @@ use crate::snapshot::View;
 
 use super::accept::Caught;
 use super::sniff::{PREFACE, Prefixed};
+use super::stream::Stream;
+use super::tls::Peer;
 use super::worker::Context;
 use body::Progress;
 pub(super) use retry::Tried;
@@ -44,6 +46,8 @@ pub(super) use retry::Tried;
 pub(super) struct Place {
     pub(super) listener: Name,
     pub(super) chain: Name,
+    /// Who is at the other end.
+    pub(super) peer: Peer,
 }
 
 /// What the requests of a connection share.
@@ -93,12 +97,12 @@ impl Connection {
 
     /// The names in the client's certificate; `None`: it showed none, as without TLS.
     fn peer_names(&self) -> Option<&[Arc<str>]> {
-        None
+        self.place.peer.names.as_deref()
     }
 
     /// The name the client asked for in its TLS handshake; empty without TLS.
     fn server_name(&self) -> &str {
-        ""
+        self.place.peer.server_name.as_deref().unwrap_or_default()
     }
 
     /// The connection manager that accepted it.
@@ -148,7 +152,7 @@ pub(super) async fn serve(
     caught: Caught,
     hcm: Arc<HttpConnectionManager>,
     place: Place,
-    mut stream: Prefixed,
+    mut stream: Prefixed<Stream>,
 ) {
     let http2 = match hcm.codec {
         Codec::Http1 => false,
@@ -177,7 +181,7 @@ pub(super) async fn serve(
 }
 
 /// Whether the client speaks HTTP/2; `None`: it left or stayed silent.
-async fn is_preface(stream: &mut Prefixed, idle: Option<Duration>) -> Option<bool> {
+async fn is_preface(stream: &mut Prefixed<Stream>, idle: Option<Duration>) -> Option<bool> {
     let looking = stream.look(|bytes, end| {
         let shared = bytes.len().min(PREFACE.len());
         if bytes[..shared] != PREFACE[..shared] {

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 
 use crate::config::model::cluster::Http2Options;
+use crate::proxy::stream::Stream;
 use crate::proxy::tcp::Open;
 
 use super::LocalExecutor;
@@ -36,7 +36,7 @@ impl Pool {
     /// Drops connections that ended or were idle for too long.
     pub(in crate::proxy) fn forget_closed(&mut self) {
         for idle in self.http1.values_mut() {
-            idle.retain(Connection::is_usable);
+            idle.retain_mut(Connection::is_usable);
         }
         self.http1.retain(|_, idle| !idle.is_empty());
         self.http2.retain(|_, sender| !sender.is_closed());
@@ -51,7 +51,7 @@ impl Pool {
     /// The connection used last that can serve another request.
     pub(super) fn take_http1(&mut self, key: &Key) -> Option<Connection> {
         let connections = self.http1.get_mut(key)?;
-        while let Some(connection) = connections.pop() {
+        while let Some(mut connection) = connections.pop() {
             if connection.is_usable() {
                 return Some(connection);
             }
@@ -82,7 +82,7 @@ impl Pool {
 
 /// Speaks HTTP/2 over a socket.
 pub(super) async fn handshake_http2(
-    stream: TcpStream,
+    stream: Stream,
     options: &Http2Options,
     open: Open,
 ) -> io::Result<http2::SendRequest<RequestBody>> {

@@ -267,9 +267,13 @@ impl Exchange<'_> {
         Err(Failure::Reset)
     }
 
-    async fn connect(&self, serving: &Serving) -> Result<(tokio::net::TcpStream, Open), Failure> {
+    async fn connect(
+        &self,
+        serving: &Serving,
+    ) -> Result<(crate::proxy::stream::Stream, Open), Failure> {
         let (cluster, target) = (&serving.0.cluster, &serving.0.target);
-        tcp::connect(cluster, target, serving.0.priority, &self.connection.caught).await.map_err(|error| {
+        let context = &self.connection.context;
+        tcp::connect(context, cluster, target, serving.0.priority, &self.connection.caught).await.map_err(|error| {
             tracing::debug!(cluster = %cluster.config.name, address = %target.address(), %error, "connect failed");
             match error {
                 ConnectError::Overflow => Failure::Overflow,

@@ -3,14 +3,17 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-
-use tokio::net::TcpStream;
+use std::time::Instant;
 
 use crate::config::model::cluster::RoutingPriority;
+use crate::config::model::tls::UpstreamTransport;
 use crate::proxy::accept::Caught;
 use crate::proxy::lb::Target;
 use crate::proxy::stats::count;
+use crate::proxy::stream::Stream;
+use crate::proxy::tls::report;
 use crate::proxy::upstream::{self, Options};
+use crate::proxy::worker::Context;
 use crate::snapshot::ClusterView;
 use crate::snapshot::breakers::Held;
 use crate::snapshot::cluster::{ClusterState, ClusterStats};
@@ -32,11 +35,12 @@ pub(in crate::proxy) enum ConnectError {
 /// # Errors
 /// See [`ConnectError`]. Only an endpoint that did not take it counts as a failure to connect.
 pub(in crate::proxy) async fn connect(
+    context: &Context,
     cluster: &ClusterView,
     target: &Target,
     priority: RoutingPriority,
     caught: &Caught,
-) -> Result<(TcpStream, Open), ConnectError> {
+) -> Result<(Stream, Open), ConnectError> {
     let stats = &cluster.state.stats;
     let Some(open) = Open::within_limit(cluster, target, priority) else {
         count(&stats.upstream_cx_overflow);
@@ -47,12 +51,7 @@ pub(in crate::proxy) async fn connect(
         count(&host.state.cx_total);
     }
     let options = Options::from(&*cluster.config);
-    let connected = if target.transport(cluster).is_plain() {
-        upstream::connect(&caught.pod, target.address(), &options).await
-    } else {
-        Err(io::Error::other("the pod has no certificate for TLS yet"))
-    };
-    match connected {
+    match secured(context, cluster, target, caught, &options).await {
         Ok(stream) => Ok((stream, open)),
         Err(error) => {
             count(&stats.upstream_cx_connect_fail);
@@ -65,6 +64,32 @@ pub(in crate::proxy) async fn connect(
             Err(error.into())
         }
     }
+}
+
+/// Connects as the endpoint's transport asks; TLS has what is left of the time to connect.
+async fn secured(
+    context: &Context,
+    cluster: &ClusterView,
+    target: &Target,
+    caught: &Caught,
+    options: &Options,
+) -> io::Result<Stream> {
+    let start = Instant::now();
+    let stream = upstream::connect(&caught.pod, target.address(), options).await?;
+    let UpstreamTransport::Tls(tls) = target.transport(cluster) else {
+        return Ok(Stream::Plain(stream));
+    };
+    let id = context.tls.identity(&caught.pod.workload);
+    let left = options.timeout.saturating_sub(start.elapsed());
+    let connected = tokio::time::timeout(left, context.tls.connect(tls, &id, stream))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    if let Err(error) = &connected {
+        let stats = &cluster.state.stats;
+        count(&stats.ssl_connection_error);
+        report::upstream(&id, target.address(), cluster, error);
+    }
+    connected
 }
 
 /// Counts an upstream connection from the moment it is wanted; drop ends it.

@@ -12,11 +12,13 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use crate::proxy::sniff::Prefixed;
+use crate::proxy::stream::Stream;
 use crate::proxy::worker::{Context, reset};
 
 use super::direction::Direction;
 use super::failed;
 use super::pool::Pool;
+use super::relay::Relay;
 
 /// What went through a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,11 +33,27 @@ pub(in crate::proxy) struct Copied {
 /// reset resets the other.
 pub(in crate::proxy) async fn copy(
     context: &Rc<Context>,
-    downstream: Prefixed,
-    upstream: TcpStream,
+    downstream: Prefixed<Stream>,
+    upstream: Stream,
     idle: Option<Duration>,
 ) -> Copied {
     let (prefix, downstream) = downstream.into_parts();
+    let pool = &context.bytes;
+    match (downstream, upstream) {
+        (Stream::Plain(downstream), Stream::Plain(upstream)) => {
+            plain(pool, prefix, &downstream, &upstream, idle).await
+        }
+        (downstream, upstream) => relayed(pool, prefix, downstream, upstream, idle).await,
+    }
+}
+
+async fn plain(
+    pool: &Pool,
+    prefix: Bytes,
+    downstream: &TcpStream,
+    upstream: &TcpStream,
+    idle: Option<Duration>,
+) -> Copied {
     let mut both = Both {
         sent: Direction::new(prefix),
         received: Direction::new(Bytes::new()),
@@ -44,7 +62,7 @@ pub(in crate::proxy) async fn copy(
     let moved = Cell::new(Instant::now());
     let result = {
         let copying = poll_fn(|cx| {
-            let result = both.poll(cx, &downstream, &upstream, &context.bytes);
+            let result = both.poll(cx, downstream, upstream, pool);
             if both.moved.take() {
                 moved.set(Instant::now());
             }
@@ -55,18 +73,50 @@ pub(in crate::proxy) async fn copy(
             result = copying => result,
             () = until_idle(idle, &moved) => Ok(()),
             // A direction that waits to write does not read, and would not see a reset.
-            () = failed(&downstream) => Err(io::ErrorKind::ConnectionReset.into()),
-            () = failed(&upstream) => Err(io::ErrorKind::ConnectionReset.into()),
+            () = failed(downstream) => Err(io::ErrorKind::ConnectionReset.into()),
+            () = failed(upstream) => Err(io::ErrorKind::ConnectionReset.into()),
         }
     };
     if result.is_err() {
-        reset(&downstream);
-        reset(&upstream);
+        reset(downstream);
+        reset(upstream);
     }
     Copied {
         sent: both.sent.bytes(),
         received: both.received.bytes(),
     }
+}
+
+async fn relayed(
+    pool: &Pool,
+    prefix: Bytes,
+    mut downstream: Stream,
+    mut upstream: Stream,
+    idle: Option<Duration>,
+) -> Copied {
+    let mut relay = Relay::new(prefix);
+    let (moved, last) = (Cell::new(false), Cell::new(Instant::now()));
+    let result = {
+        let mut relaying = std::pin::pin!(relay.run(&mut downstream, &mut upstream, pool, &moved));
+        let relaying = poll_fn(|cx| {
+            let result = relaying.as_mut().poll(cx);
+            if moved.take() {
+                last.set(Instant::now());
+            }
+            result
+        });
+        tokio::select! {
+            biased;
+            result = relaying => result,
+            () = until_idle(idle, &last) => Ok(()),
+        }
+    };
+    if result.is_err() {
+        reset(downstream.tcp());
+        reset(upstream.tcp());
+    }
+    let (sent, received) = relay.bytes();
+    Copied { sent, received }
 }
 
 struct Both {

@@ -5,6 +5,7 @@ mod copy;
 mod direction;
 mod pipe;
 mod pool;
+mod relay;
 
 use std::io::ErrorKind;
 use std::rc::Rc;
@@ -24,6 +25,7 @@ use super::accept::Caught;
 use super::lb::{self, InFlight, Target};
 use super::sniff::Prefixed;
 use super::stats::count;
+use super::stream::Stream;
 use super::worker::{Context, reset};
 
 pub(super) use connect::{ConnectError, Open, connect};
@@ -36,15 +38,15 @@ pub(super) async fn serve(
     caught: &Caught,
     view: &Arc<View>,
     proxy: &TcpProxy,
-    stream: Prefixed,
+    stream: Prefixed<Stream>,
 ) {
     let connected = tokio::select! {
         connected = connect_upstream(context, caught, view, proxy) => connected,
         // Nobody waits for it any more.
-        () = failed(stream.get_ref()) => None,
+        () = failed(stream.get_ref().tcp()) => None,
     };
     let Some((upstream, open, _in_flight)) = connected else {
-        return reset(stream.get_ref());
+        return reset(stream.get_ref().tcp());
     };
     let copied = copy(context, stream, upstream, proxy.idle_timeout).await;
     let stats = open.stats();
@@ -69,7 +71,7 @@ async fn connect_upstream(
     caught: &Caught,
     view: &Arc<View>,
     proxy: &TcpProxy,
-) -> Option<(TcpStream, Open, InFlight)> {
+) -> Option<(Stream, Open, InFlight)> {
     let name = pick_cluster(proxy);
     let Some(cluster) = view.clusters.get(name) else {
         count(&context.shared.stats.no_cluster);
@@ -82,7 +84,7 @@ async fn connect_upstream(
         };
         // No limit: requests are HTTP's (Envoy: `enforceMaxRequests`).
         let in_flight = InFlight::begin(cluster, &target);
-        match connect(cluster, &target, RoutingPriority::Default, caught).await {
+        match connect(context, cluster, &target, RoutingPriority::Default, caught).await {
             Ok((stream, open)) => {
                 observe(cluster, &target, Outcome::Connected);
                 return Some((stream, open, in_flight));

@@ -9,13 +9,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode, header};
 use hyper::body::{Body as _, SizeHint};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 use crate::proxy::http::body::RequestBody;
 use crate::proxy::http::message::Request;
 use crate::proxy::http::pool::Key;
+use crate::proxy::stream::Stream;
 use crate::proxy::tcp::Open;
 use crate::proxy::worker::Context as Worker;
 
@@ -30,7 +30,7 @@ const READ: usize = 16 << 10;
 /// A connection to an upstream.
 #[derive(Debug)]
 pub(in crate::proxy) struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     buffer: BytesMut,
     /// Requests it has served.
     served: u32,
@@ -44,7 +44,7 @@ pub(in crate::proxy) struct Connection {
 
 impl Connection {
     pub(in crate::proxy::http) fn new(
-        stream: TcpStream,
+        stream: Stream,
         open: Open,
         idle_timeout: Option<Duration>,
     ) -> Self {
@@ -59,12 +59,8 @@ impl Connection {
     }
 
     /// Whether it can serve a request: the upstream neither closed it nor said anything unasked.
-    pub(in crate::proxy::http) fn is_usable(&self) -> bool {
-        let quiet = match self.stream.try_read(&mut [0]) {
-            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
-            Ok(_) => false,
-        };
-        quiet
+    pub(in crate::proxy::http) fn is_usable(&mut self) -> bool {
+        self.stream.is_quiet()
             && self
                 .idle_timeout
                 .is_none_or(|limit| self.since.elapsed() < limit)
@@ -89,7 +85,7 @@ pub(in crate::proxy::http) struct Home {
 #[derive(Debug)]
 pub(in crate::proxy::http) struct Tunnel {
     /// The connection.
-    pub(in crate::proxy::http) stream: TcpStream,
+    pub(in crate::proxy::http) stream: Stream,
     /// What the upstream said after its response.
     pub(in crate::proxy::http) first: Bytes,
     _open: Open,
@@ -340,11 +336,7 @@ impl Pump {
         self.ended && self.out.is_empty()
     }
 
-    fn poll(
-        &mut self,
-        stream: &mut TcpStream,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), PumpError>> {
+    fn poll(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), PumpError>> {
         loop {
             while !self.ended && !self.out.is_full() {
                 match Pin::new(&mut self.body).poll_frame(cx) {

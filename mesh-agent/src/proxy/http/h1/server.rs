@@ -11,7 +11,6 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use hyper::body::{Body as _, SizeHint};
 use tokio::io::{AsyncWrite as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
@@ -22,6 +21,7 @@ use crate::proxy::http::reply::Refusal;
 use crate::proxy::http::{Connection, alarm::Alarm, exchange};
 use crate::proxy::sniff::Prefixed;
 use crate::proxy::stats::count;
+use crate::proxy::stream::Stream;
 use crate::proxy::{tcp, worker};
 
 use super::chunked::{Decoded, Decoder};
@@ -40,7 +40,7 @@ const LINGER_BYTES: usize = 1 << 20;
 /// and borrow for one step at a time.
 #[derive(Debug)]
 pub(in crate::proxy::http) struct Wire {
-    stream: RefCell<TcpStream>,
+    stream: RefCell<Stream>,
     buffer: RefCell<BytesMut>,
     decoder: RefCell<Decoder>,
     ended: Cell<bool>,
@@ -131,7 +131,7 @@ enum NoRequest {
 /// Serves a connection to its end.
 pub(in crate::proxy::http) async fn serve(
     connection: &Rc<Connection>,
-    stream: Prefixed,
+    stream: Prefixed<Stream>,
     hcm: &HttpConnectionManager,
 ) {
     let (prefix, stream) = stream.into_parts();
@@ -161,7 +161,7 @@ pub(in crate::proxy::http) async fn serve(
             match tunnel {
                 After::Next => continue,
                 After::Close => return linger(&wire, hcm.delayed_close_timeout).await,
-                After::Abort => return worker::reset(&wire.stream.borrow()),
+                After::Abort => return worker::reset(wire.stream.borrow().tcp()),
                 After::Tunnel(tunnel) => return upgraded(connection, wire, *tunnel).await,
             }
         }
@@ -445,7 +445,7 @@ async fn upgraded(connection: &Rc<Connection>, wire: Rc<Wire>, tunnel: super::cl
         return;
     };
     let mut stream = wire.stream.into_inner();
-    if stream.write_all(&tunnel.first).await.is_err() {
+    if stream.write_all(&tunnel.first).await.is_err() || stream.flush().await.is_err() {
         return;
     }
     let downstream = Prefixed::with_prefix(stream, wire.buffer.into_inner().freeze());

@@ -26,11 +26,13 @@ pub(super) struct Out {
     /// What small pieces are gathered in; comes after `pieces`.
     tail: BytesMut,
     length: usize,
+    /// Something was handed to the writer that may hold it back.
+    unflushed: bool,
 }
 
 impl Out {
     pub(super) fn is_empty(&self) -> bool {
-        self.length == 0
+        self.length == 0 && !self.unflushed
     }
 
     /// Whether it is time to write before gathering more.
@@ -143,8 +145,12 @@ impl Out {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.advance(written);
+            self.unflushed = true;
         }
-        Poll::Ready(Ok(()))
+        // TLS may hold back what the socket did not take.
+        let flushed = ready!(Pin::new(writer).poll_flush(cx));
+        self.unflushed = false;
+        Poll::Ready(flushed)
     }
 
     fn advance(&mut self, mut written: usize) {
