@@ -37,7 +37,14 @@ fn context(side: &str, alpn: &[&str], names: &Value) -> Value {
 }
 
 fn hcm(cluster: &str) -> Value {
+    let mode = if cluster == "inbound" {
+        "SANITIZE_SET"
+    } else {
+        "SANITIZE"
+    };
     json!({ "name": "http", "typed_config": {
+        "forward_client_cert_details": mode,
+        "set_current_client_cert_details": { "subject": true, "dns": true, "uri": true },
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "h",
         "route_config": { "name": "r", "virtual_hosts": [{ "name": "v", "domains": ["*"],
@@ -174,9 +181,19 @@ fn http_and_tcp_pass_encrypted_and_what_is_plain_is_refused() -> Result<()> {
     let captured = Capture::start(&scene.client)?;
     let echo = Curl::get(&scene.client, &format!("http://{}/secret-path", scene.web))
         .header("x-secret: spoken-in-private")
+        .header("x-forwarded-client-cert: URI=spiffe://forged")
         .send()?
         .echo()?;
     assert_eq!(echo.path, "/secret-path");
+    // The application learns who called from the certificate, whatever the caller says.
+    let told = echo.header("x-forwarded-client-cert").unwrap_or_default();
+    let told = told.replace('\\', "");
+    let uri = ";Subject=\"\";URI=spiffe://cluster.local/ns/shop/sa/client";
+    ensure!(
+        told.starts_with(&format!("By={WEB};Hash=")) && told.ends_with(uri),
+        "x-forwarded-client-cert: {told}"
+    );
+    assert_eq!(echo.header("x-forwarded-proto"), Some("http"));
     assert_eq!(scene.get(&scene.client, scene.raw)?.echo()?.name, "web");
     let bytes = captured.end()?;
     ensure!(bytes.len() > 2000, "only {} bytes captured", bytes.len());

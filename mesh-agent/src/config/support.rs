@@ -64,10 +64,11 @@ const UNDERSTOOD: &[Entry] = &[
          max_request_headers_kb use_remote_address xff_num_trusted_hops skip_xff_append \
          generate_request_id preserve_external_request_id always_set_request_id_in_response \
          upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action \
+         forward_client_cert_details set_current_client_cert_details \
          strip_matching_host_port \
          strip_any_host_port via internal_address_config",
         "stat_prefix access_log access_log_options tracing \
-         forward_client_cert_details set_current_client_cert_details proxy_100_continue \
+         proxy_100_continue \
          request_id_extension stream_error_on_invalid_http_message",
     ),
     (

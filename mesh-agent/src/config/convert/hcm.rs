@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    CodecType, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation,
+    CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation,
     StripPortMode,
 };
 use envoy_types::pb::google::protobuf::BoolValue;
 
 use crate::config::model::listener::{
-    Codec, EscapedSlashes, HttpConnectionManager, RouteSource, ServerHeader, StripPort,
+    ClientCert, Codec, EscapedSlashes, ForwardClientCert, HttpConnectionManager, RouteSource,
+    ServerHeader, StripPort,
 };
 
 use super::{Problems, address, filter, route, timeout};
@@ -159,6 +160,7 @@ pub(super) fn convert(
             .collect(),
         normalize_path: truth(&message.normalize_path, false),
         merge_slashes: message.merge_slashes,
+        client_cert: client_cert(message),
         escaped_slashes: match PathWithEscapedSlashesAction::try_from(
             message.path_with_escaped_slashes_action,
         ) {
@@ -184,4 +186,23 @@ pub(super) fn convert(
         delayed_close_timeout,
         http_filters,
     })
+}
+
+fn client_cert(message: &pb::HttpConnectionManager) -> ClientCert {
+    let details = message.set_current_client_cert_details.unwrap_or_default();
+    let forward = match ForwardClientCertDetails::try_from(message.forward_client_cert_details) {
+        Ok(ForwardClientCertDetails::ForwardOnly) => ForwardClientCert::ForwardOnly,
+        Ok(ForwardClientCertDetails::AppendForward) => ForwardClientCert::AppendForward,
+        Ok(ForwardClientCertDetails::SanitizeSet) => ForwardClientCert::SanitizeSet,
+        Ok(ForwardClientCertDetails::AlwaysForwardOnly) => ForwardClientCert::AlwaysForwardOnly,
+        _ => ForwardClientCert::Sanitize,
+    };
+    ClientCert {
+        forward,
+        subject: details.subject.as_ref().is_some_and(|value| value.value),
+        cert: details.cert,
+        chain: details.chain,
+        dns: details.dns,
+        uri: details.uri,
+    }
 }

@@ -279,6 +279,8 @@ pub struct HttpConnectionManager {
     pub normalize_path: bool,
     /// `//` becomes `/` before matching.
     pub merge_slashes: bool,
+    /// What becomes of `x-forwarded-client-cert`.
+    pub client_cert: ClientCert,
     /// What an escaped slash in the path means.
     pub escaped_slashes: EscapedSlashes,
     /// Port is dropped from `:authority` before matching.
@@ -320,6 +322,39 @@ pub enum ServerHeader {
     AppendIfAbsent,
     /// The upstream's, or none.
     PassThrough,
+}
+
+/// What is told of a client's certificate in `x-forwarded-client-cert`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClientCert {
+    /// What becomes of the header.
+    pub forward: ForwardClientCert,
+    /// With the certificate's subject.
+    pub subject: bool,
+    /// With the certificate, in PEM.
+    pub cert: bool,
+    /// With the chain, in PEM.
+    pub chain: bool,
+    /// With its DNS names.
+    pub dns: bool,
+    /// With its URIs.
+    pub uri: bool,
+}
+
+/// Envoy's `ForwardClientCertDetails`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ForwardClientCert {
+    /// The header is removed.
+    #[default]
+    Sanitize,
+    /// It is left alone on connections with mutual TLS, else removed.
+    ForwardOnly,
+    /// On connections with mutual TLS the client is appended, else it is removed.
+    AppendForward,
+    /// On connections with mutual TLS it is made anew, else removed.
+    SanitizeSet,
+    /// It is left alone.
+    AlwaysForwardOnly,
 }
 
 /// Envoy's `PathWithEscapedSlashesAction`, for `%2F` and `%5C`.

@@ -9,6 +9,7 @@ use crate::config::model::listener::{HttpConnectionManager, StripPort};
 use crate::config::model::route::without_port;
 
 use super::Connection;
+use super::client_cert;
 use super::headers;
 use super::message::{Request, text};
 
@@ -19,6 +20,7 @@ pub(super) fn admit(
     connection: &Connection,
 ) -> IpAddr {
     join_single_valued(&mut request.headers);
+    client_cert::forward(&mut request.headers, &hcm.client_cert, connection.peer());
     if hcm.strip_port != StripPort::No
         && let Some(stripped) = strip_port(&request.authority, hcm.strip_port, connection)
     {
@@ -73,7 +75,7 @@ fn common(request: &mut Request, hcm: &HttpConnectionManager, connection: &Conne
     let headers = &mut request.headers;
     let hops = hcm.xff_num_trusted_hops as usize;
     let peer = connection.caught.peer.ip();
-    let scheme = HeaderValue::from_static("http");
+    let scheme = HeaderValue::from_static(connection.scheme());
     let client = if hcm.use_remote_address {
         let alone = !headers.contains_key(headers::FORWARDED_FOR);
         let trusted = match hops {

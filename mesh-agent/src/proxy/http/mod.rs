@@ -4,6 +4,7 @@ mod admit;
 mod alarm;
 mod attempts;
 mod body;
+mod client_cert;
 mod date;
 mod exchange;
 mod filters;
@@ -93,6 +94,20 @@ impl Connection {
             })
             .unwrap_or_else(|| self.first.clone());
         Some((view, hcm))
+    }
+
+    /// Who is at the other end.
+    fn peer(&self) -> &Peer {
+        &self.place.peer
+    }
+
+    /// How the client speaks, as `x-forwarded-proto` has it.
+    fn scheme(&self) -> &'static str {
+        if self.place.peer.encrypted {
+            "https"
+        } else {
+            "http"
+        }
     }
 
     /// The names in the client's certificate; `None`: it showed none, as without TLS.

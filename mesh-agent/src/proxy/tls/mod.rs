@@ -4,6 +4,7 @@
 //! certificates or roots change. Without the certificate that a context asks for there is no
 //! configuration, and no connection: nothing goes on in the clear instead.
 
+mod certificate;
 mod config;
 mod peer;
 pub(super) mod report;
@@ -21,16 +22,22 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use crate::config::model::tls::{DownstreamTls, UpstreamTls};
 use crate::identity::{SharedCredentials, SpiffeId};
 
+pub(super) use certificate::Certificate;
+
 use super::sniff::Prefixed;
 use super::stream::Stream;
 
 /// Who is at the other end of a TLS connection.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Peer {
+    /// Whether there is TLS.
+    pub(super) encrypted: bool,
     /// The names in its certificate; `None`: it showed none.
     pub(super) names: Option<Arc<[Arc<str>]>>,
-    /// Its certificate, in DER.
-    pub(super) certificate: Option<Arc<[u8]>>,
+    /// Its certificate.
+    pub(super) certificate: Option<Arc<Certificate>>,
+    /// Who we are to it.
+    pub(super) local: Option<SpiffeId>,
     /// The name it asked for.
     pub(super) server_name: Option<Arc<str>>,
 }
@@ -144,10 +151,19 @@ impl Contexts {
         let (_, connection) = session.get_ref();
         let certificate = connection
             .peer_certificates()
-            .and_then(|chain| chain.first());
+            .and_then(Certificate::of)
+            .map(Arc::new);
         let peer = Peer {
-            names: certificate.map(|certificate| peer::names(certificate).into()),
-            certificate: certificate.map(|certificate| Arc::from(&certificate[..])),
+            encrypted: true,
+            names: certificate.as_ref().map(|certificate| {
+                certificate
+                    .names
+                    .iter()
+                    .map(|(_, name)| name.clone())
+                    .collect()
+            }),
+            certificate,
+            local: Some(id.clone()),
             server_name: connection.server_name().map(Into::into),
         };
         Ok((Stream::Tls(Box::new(TlsStream::Server(session))), peer))

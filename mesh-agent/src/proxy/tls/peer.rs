@@ -15,11 +15,11 @@ use rustls::{
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, OwnedCertRevocationList};
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::config::model::tls::{NameKind, NameMatcher};
 use crate::identity::PemError;
+
+use super::certificate::typed_names;
 
 /// Judges certificates of either side.
 #[derive(Debug)]
@@ -69,16 +69,11 @@ impl Verifier {
                 matcher.kind.is_none_or(|wanted| wanted == kind) && matcher.matcher.matches(name)
             })
         };
-        if typed_names(leaf)
-            .iter()
-            .any(|(kind, name)| wanted(*kind, name))
-        {
+        let names = typed_names(leaf);
+        if names.iter().any(|(kind, name)| wanted(*kind, name)) {
             return Ok(());
         }
-        let names: Vec<String> = typed_names(leaf)
-            .into_iter()
-            .map(|(_, name)| name)
-            .collect();
+        let names: Vec<&str> = names.iter().map(|(_, name)| &**name).collect();
         Err(Error::General(format!(
             "none of the names of its certificate will do: {}",
             names.join(", ")
@@ -143,40 +138,6 @@ pub(super) fn revocations(pem: &[u8]) -> Result<Vec<OwnedCertRevocationList>, Pe
             OwnedCertRevocationList::from_der(&list).map_err(|error| wrong(format!("{error:?}")))
         })
         .collect()
-}
-
-/// The names in a certificate.
-pub(super) fn names(certificate: &CertificateDer<'_>) -> Vec<Arc<str>> {
-    let typed = typed_names(certificate).into_iter();
-    typed.map(|(_, name)| name.into()).collect()
-}
-
-fn typed_names(certificate: &CertificateDer<'_>) -> Vec<(NameKind, String)> {
-    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else {
-        return Vec::new();
-    };
-    let Ok(Some(extension)) = parsed.subject_alternative_name() else {
-        return Vec::new();
-    };
-    let names = extension.value.general_names.iter();
-    names
-        .filter_map(|name| match name {
-            GeneralName::URI(uri) => Some((NameKind::Uri, (*uri).to_owned())),
-            GeneralName::DNSName(name) => Some((NameKind::Dns, (*name).to_owned())),
-            GeneralName::RFC822Name(name) => Some((NameKind::Email, (*name).to_owned())),
-            GeneralName::IPAddress(bytes) => Some((NameKind::Ip, address(bytes)?)),
-            _ => None,
-        })
-        .collect()
-}
-
-fn address(bytes: &[u8]) -> Option<String> {
-    let ip: std::net::IpAddr = match bytes.len() {
-        4 => <[u8; 4]>::try_from(bytes).ok()?.into(),
-        16 => <[u8; 16]>::try_from(bytes).ok()?.into(),
-        _ => return None,
-    };
-    Some(ip.to_string())
 }
 
 impl ServerCertVerifier for Verifier {
