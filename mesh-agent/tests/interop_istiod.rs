@@ -30,6 +30,7 @@ struct Scene {
     client: Pod,
     other: Pod,
     _pods: Vec<Pod>,
+    _ca: tempfile::TempDir,
     _testbed: Testbed,
 }
 
@@ -67,7 +68,8 @@ fn subsets() -> Value {
         "DestinationRule",
         "reviews",
         &json!({ "host": REVIEWS,
-            "trafficPolicy": { "connectionPool": { "http": { "http2MaxRequests": 1000 } } },
+            "trafficPolicy": { "connectionPool": { "http": { "http2MaxRequests": 1000 } },
+                "outlierDetection": { "consecutive5xxErrors": 50, "interval": "1s" } },
             "subsets": [
                 { "name": "v1", "labels": { "version": "v1" } },
                 { "name": "v2", "labels": { "version": "v2" } },
@@ -117,6 +119,7 @@ impl Scene {
             workload(&other, "other", json!({ "app": "other" })),
             workload(&one, "reviews", json!({ "app": "reviews", "version": "v1" })),
         ] });
+        let ca = tempfile::tempdir()?;
         let agent = MeshAgent::builder(&testbed)?
             .arg("--xds")
             .arg(istiod.xds())
@@ -124,6 +127,8 @@ impl Scene {
             .arg(mode)
             .arg("--xds-scope")
             .arg("workload")
+            .arg("--ca")
+            .arg(format!("dev:{}", ca.path().display()))
             .start(&config.to_string())?;
         let scene = Self {
             istiod,
@@ -136,6 +141,7 @@ impl Scene {
             client,
             other,
             _pods: vec![one, two, away],
+            _ca: ca,
             _testbed: testbed,
         };
         eventually("both versions answer", PATIENCE, || {
@@ -367,6 +373,105 @@ fn a_sidecar_resource_limits_what_one_of_two_pods_sees() -> Result<()> {
         scene.istiod.remove("sidecar")?;
         eventually("both are again", PATIENCE, || {
             served(&scene.client) && served(&scene.other)
+        })?;
+        scene.nothing_was_refused()
+    })
+}
+
+/// `reviews` of version 1 only, whose pod is enrolled and says that it speaks mutual TLS.
+fn meshed(scene: &Scene) -> Value {
+    let mut entry = reviews(scene.web, scene.tcp, scene.v1.addr4(), scene.v1.addr4());
+    let mut endpoint = entry["spec"]["endpoints"][0].clone();
+    endpoint["labels"]["security.istio.io/tlsMode"] = json!("istio");
+    endpoint["serviceAccount"] = json!("reviews");
+    endpoint["ports"] = json!({ "http": scene.v1.port() });
+    entry["spec"]["endpoints"] = json!([endpoint]);
+    // One port of the pod is one protocol: of two, istiod would take either.
+    if let Some(ports) = entry["spec"]["ports"].as_array_mut() {
+        ports.truncate(1);
+    }
+    entry
+}
+
+#[test]
+fn peer_authentication_is_kept_strict_permissive_and_strict_again() -> Result<()> {
+    needs_root!(Ok(()));
+    both(|mode| {
+        let scene = Scene::start(mode, &mesh())?;
+        let plain = Curl::get(&scene.client, &format!("http://{}/", scene.v2.addr4())).send()?;
+        ensure!(plain.status == 200, "the pod outside the mesh: {plain:?}");
+        scene.istiod.put("reviews", &[meshed(&scene)])?;
+        let told = |scene: &Scene| -> Option<String> {
+            let url = format!("http://{}/", scene.web);
+            let echo = Curl::get(&scene.client, &url).send().ok()?.echo().ok()?;
+            Some(echo.header("x-forwarded-client-cert")?.to_owned())
+        };
+        eventually("the client is known by its certificate", PATIENCE, || {
+            told(&scene).is_some_and(|told| {
+                told.contains("URI=spiffe://cluster.local/ns/default/sa/client")
+                    && told.contains("By=spiffe://cluster.local/ns/default/sa/reviews")
+            })
+        })?;
+        let host = scene.web.ip().to_string();
+        let traffic = Traffic::of_host(&scene.client, scene.web, &host)?;
+        // Somebody without a certificate: the outsider's own namespace is in no mesh.
+        let outsider = || -> Result<u16> {
+            let url = format!("http://{}/", scene.v1.addr4());
+            Ok(Curl::get(&scene._pods[2], &url).send()?.status)
+        };
+        ensure!(outsider()? == 200, "PERMISSIVE refuses plaintext");
+        for (mode, status) in [("STRICT", 0), ("PERMISSIVE", 200), ("STRICT", 0)] {
+            scene.istiod.put(
+                "peers",
+                &[resource(
+                    "security",
+                    "PeerAuthentication",
+                    "default",
+                    &json!({ "mtls": { "mode": mode } }),
+                )],
+            )?;
+            eventually(&format!("{mode} holds"), PATIENCE, || {
+                outsider().is_ok_and(|now| now == status)
+            })?;
+        }
+        traffic.end()?;
+        scene.nothing_was_refused()
+    })
+}
+
+#[test]
+fn authorization_policies_by_principal_hold_over_mutual_tls() -> Result<()> {
+    needs_root!(Ok(()));
+    both(|mode| {
+        let scene = Scene::start(mode, &mesh())?;
+        scene.istiod.put("reviews", &[meshed(&scene)])?;
+        let status = |pod: &Pod| {
+            let response = Curl::get(pod, &format!("http://{}/", scene.web)).send();
+            response.map_or(0, |response| response.status)
+        };
+        eventually("both are served", PATIENCE, || {
+            status(&scene.client) == 200 && status(&scene.other) == 200
+        })?;
+        let policy = |account: &str| {
+            resource(
+                "security",
+                "AuthorizationPolicy",
+                "reviews",
+                &json!({ "selector": { "matchLabels": { "app": "reviews" } }, "action": "ALLOW",
+                    "rules": [{ "from": [{ "source": { "principals":
+                        [format!("cluster.local/ns/default/sa/{account}")] } }],
+                        "to": [{ "operation": { "methods": ["GET"] } }] }] }),
+            )
+        };
+        for (account, client, other) in [("client", 200, 403), ("other", 403, 200)] {
+            scene.istiod.put("policy", &[policy(account)])?;
+            eventually(&format!("only {account} is served"), PATIENCE, || {
+                status(&scene.client) == client && status(&scene.other) == other
+            })?;
+        }
+        scene.istiod.remove("policy")?;
+        eventually("both are served again", PATIENCE, || {
+            status(&scene.client) == 200 && status(&scene.other) == 200
         })?;
         scene.nothing_was_refused()
     })

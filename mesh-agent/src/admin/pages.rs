@@ -296,6 +296,11 @@ impl State<'_> {
                     for (stat, value) in host_stats(&host.state) {
                         let _ = writeln!(out, "{name}::{}::{stat}::{value}", host.address);
                     }
+                    let transport = match host.transport.is_plain() {
+                        true => "raw_buffer",
+                        false => "tls",
+                    };
+                    let _ = writeln!(out, "{name}::{}::transport::{transport}", host.address);
                     let _ = writeln!(out, "{name}::{}::weight::{}", host.address, host.weight);
                     let _ = writeln!(
                         out,

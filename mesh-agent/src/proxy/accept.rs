@@ -144,6 +144,15 @@ async fn listened(
         return reset(stream.get_ref());
     };
     let chain: &FilterChain = chain;
+    tracing::debug!(
+        peer = %caught.peer,
+        destination = %caught.destination,
+        listener = %listener.name,
+        chain = %chain.name,
+        transport = facts.transport_protocol,
+        protocols = ?facts.application_protocols,
+        "caught"
+    );
     let (stream, peer) = match &chain.transport {
         DownstreamTransport::Plain => {
             let (prefix, tcp) = stream.into_parts();

@@ -15,7 +15,7 @@ use crate::config::model::listener::{
     ServerHeader, StripPort,
 };
 
-use super::{Problems, address, filter, route, timeout};
+use super::{Problems, address, alpn, filter, route, timeout};
 
 pub(super) fn convert(
     message: &pb::HttpConnectionManager,
@@ -88,6 +88,7 @@ pub(super) fn convert(
         None,
         "common_http_protocol_options.max_stream_duration",
     );
+    let alpn = alpn::convert(&message.http_filters, path, problems);
     let http_filters = filter::chain(&message.http_filters, path, problems);
     Some(HttpConnectionManager {
         stat_prefix: message.stat_prefix.as_str().into(),
@@ -185,6 +186,7 @@ pub(super) fn convert(
         drain_timeout: drain_timeout.unwrap_or_default(),
         delayed_close_timeout,
         http_filters,
+        alpn,
     })
 }
 

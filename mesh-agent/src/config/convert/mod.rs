@@ -3,6 +3,7 @@
 //! They serve the file source and the xDS client alike.
 
 mod address;
+mod alpn;
 mod cluster;
 mod endpoint;
 mod filter;

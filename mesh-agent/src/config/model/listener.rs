@@ -298,6 +298,18 @@ pub struct HttpConnectionManager {
     pub delayed_close_timeout: Option<Duration>,
     /// What requests go through before they are routed on.
     pub http_filters: Vec<HttpFilter>,
+    /// What requests offer in TLS handshakes with endpoints, instead of what the cluster says
+    /// (`istio.alpn`).
+    pub alpn: Option<Arc<AlpnOverride>>,
+}
+
+/// Protocols offered in TLS handshakes; `None`: those of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AlpnOverride {
+    /// Before HTTP/1.1.
+    pub http1: Option<Arc<[Arc<str>]>>,
+    /// Before HTTP/2.
+    pub http2: Option<Arc<[Arc<str>]>>,
 }
 
 /// Envoy's codec type.

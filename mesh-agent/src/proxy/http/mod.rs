@@ -34,6 +34,8 @@ use crate::config::model::Name;
 use crate::config::model::listener::{Codec, HttpConnectionManager, Terminal};
 use crate::snapshot::View;
 
+use tokio::sync::Notify;
+
 use super::accept::Caught;
 use super::sniff::{PREFACE, Prefixed};
 use super::stream::Stream;
@@ -58,6 +60,9 @@ pub(super) struct Connection {
     /// As it was when the connection was accepted.
     first: Arc<HttpConnectionManager>,
     place: Place,
+    /// Whether its filter chain is gone.
+    outlived: Cell<bool>,
+    ending: Notify,
     /// Requests served.
     served: Cell<u32>,
     /// When it must end at the latest.
@@ -65,8 +70,8 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// The newest snapshot's view and connection manager. A listener that is gone or of another
-    /// kind now serves its live connections as it was.
+    /// The newest snapshot's view and connection manager. A filter chain that is gone or of another
+    /// kind now serves what has begun as it was, and its connections end.
     fn current(&self) -> Option<(Arc<View>, Arc<HttpConnectionManager>)> {
         let view = self
             .context
@@ -92,7 +97,10 @@ impl Connection {
                 Terminal::Http(hcm) => Some(hcm.clone()),
                 Terminal::Tcp(_) => None,
             })
-            .unwrap_or_else(|| self.first.clone());
+            .unwrap_or_else(|| {
+                self.outlived();
+                self.first.clone()
+            });
         Some((view, hcm))
     }
 
@@ -133,17 +141,27 @@ impl Connection {
         self.served.set(served);
         !progress.ended()
             || *self.context.draining.borrow()
+            || self.outlived.get()
             || hcm
                 .max_requests_per_connection
                 .is_some_and(|max| served >= max)
             || self.ends.is_some_and(|ends| Instant::now() >= ends)
     }
 
-    /// Ends when the agent drains.
+    /// The filter chain is gone: no further request is served by what it said.
+    fn outlived(&self) {
+        self.outlived.set(true);
+        self.ending.notify_one();
+    }
+
+    /// Ends when the agent drains, or the filter chain is gone.
     async fn drained(&self) {
         // The sender lives as long as the worker.
         let mut draining = self.context.draining.clone();
-        let _ = draining.wait_for(|draining| *draining).await;
+        tokio::select! {
+            _ = draining.wait_for(|draining| *draining) => {}
+            () = self.ending.notified() => {}
+        }
     }
 }
 
@@ -185,6 +203,8 @@ pub(super) async fn serve(
         caught,
         first: hcm.clone(),
         place,
+        outlived: Cell::new(false),
+        ending: Notify::new(),
         served: Cell::new(0),
         ends,
     });

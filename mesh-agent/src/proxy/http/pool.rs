@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use crate::config::model::cluster::Http2Options;
+use crate::config::model::tls::{UpstreamTls, UpstreamTransport};
 use crate::proxy::stream::Stream;
 use crate::proxy::tcp::Open;
 
@@ -23,6 +25,36 @@ pub(in crate::proxy) struct Key {
     pub(super) address: SocketAddr,
     /// The client pod's namespace: connections leave with its address.
     pub(super) netns: u64,
+    /// The TLS context; `None`: plain. A connection of another transport serves no request.
+    pub(super) transport: Option<Context>,
+}
+
+/// A TLS context, told from others by where it is.
+#[derive(Debug, Clone)]
+pub(super) struct Context(Arc<UpstreamTls>);
+
+impl Context {
+    /// Of a transport.
+    pub(super) fn of(transport: &UpstreamTransport) -> Option<Self> {
+        match transport {
+            UpstreamTransport::Plain => None,
+            UpstreamTransport::Tls(tls) => Some(Self(tls.clone())),
+        }
+    }
+}
+
+impl PartialEq for Context {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Context {}
+
+impl std::hash::Hash for Context {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
 }
 
 /// Idle connections.

@@ -18,7 +18,7 @@ use super::body::{RequestBody, UpstreamStream};
 use super::exchange::Exchange;
 use super::h1::client::{Connection, Home, Unanswered, exchange};
 use super::message::Request;
-use super::pool::{Key, handshake_http2};
+use super::pool::{Context, Key, handshake_http2};
 
 /// An upstream's response.
 pub(super) struct Answer {
@@ -171,6 +171,7 @@ impl Exchange<'_> {
             cluster: Arc::as_ptr(&serving.0.cluster.state) as usize,
             address: serving.0.target.address(),
             netns: self.connection.caught.pod.netns.cookie(),
+            transport: Context::of(serving.0.target.transport(&serving.0.cluster)),
         }
     }
 
@@ -189,7 +190,7 @@ impl Exchange<'_> {
             let connection = match idle {
                 Some(connection) => connection,
                 None => {
-                    let (stream, open) = self.connect(serving).await?;
+                    let (stream, open) = self.connect(serving, false).await?;
                     Connection::new(stream, open, cluster.config.idle_timeout)
                 }
             };
@@ -238,7 +239,7 @@ impl Exchange<'_> {
             let mut sender = match known {
                 Some(sender) => sender,
                 None => {
-                    let (stream, open) = self.connect(serving).await?;
+                    let (stream, open) = self.connect(serving, true).await?;
                     let sender = handshake_http2(stream, options, open)
                         .await
                         .map_err(|_| Failure::Reset)?;
@@ -270,10 +271,15 @@ impl Exchange<'_> {
     async fn connect(
         &self,
         serving: &Serving,
+        http2: bool,
     ) -> Result<(crate::proxy::stream::Stream, Open), Failure> {
+        let offer = self.hcm.alpn.as_deref().and_then(|alpn| {
+            let offer = if http2 { &alpn.http2 } else { &alpn.http1 };
+            offer.as_ref()
+        });
         let (cluster, target) = (&serving.0.cluster, &serving.0.target);
         let context = &self.connection.context;
-        tcp::connect(context, cluster, target, serving.0.priority, &self.connection.caught).await.map_err(|error| {
+        tcp::connect(context, cluster, target, serving.0.priority, &self.connection.caught, offer).await.map_err(|error| {
             tracing::debug!(cluster = %cluster.config.name, address = %target.address(), %error, "connect failed");
             match error {
                 ConnectError::Overflow => Failure::Overflow,

@@ -11,7 +11,7 @@ use crate::proxy::accept::Caught;
 use crate::proxy::lb::Target;
 use crate::proxy::stats::count;
 use crate::proxy::stream::Stream;
-use crate::proxy::tls::report;
+use crate::proxy::tls::{Offer, report};
 use crate::proxy::upstream::{self, Options};
 use crate::proxy::worker::Context;
 use crate::snapshot::ClusterView;
@@ -40,6 +40,7 @@ pub(in crate::proxy) async fn connect(
     target: &Target,
     priority: RoutingPriority,
     caught: &Caught,
+    offer: Option<&Offer>,
 ) -> Result<(Stream, Open), ConnectError> {
     let stats = &cluster.state.stats;
     let Some(open) = Open::within_limit(cluster, target, priority) else {
@@ -51,7 +52,7 @@ pub(in crate::proxy) async fn connect(
         count(&host.state.cx_total);
     }
     let options = Options::from(&*cluster.config);
-    match secured(context, cluster, target, caught, &options).await {
+    match secured(context, cluster, target, caught, &options, offer).await {
         Ok(stream) => Ok((stream, open)),
         Err(error) => {
             count(&stats.upstream_cx_connect_fail);
@@ -73,6 +74,7 @@ async fn secured(
     target: &Target,
     caught: &Caught,
     options: &Options,
+    offer: Option<&Offer>,
 ) -> io::Result<Stream> {
     let start = Instant::now();
     let stream = upstream::connect(&caught.pod, target.address(), options).await?;
@@ -81,7 +83,7 @@ async fn secured(
     };
     let id = context.tls.identity(&caught.pod.workload);
     let left = options.timeout.saturating_sub(start.elapsed());
-    let connected = tokio::time::timeout(left, context.tls.connect(tls, &id, stream))
+    let connected = tokio::time::timeout(left, context.tls.connect(tls, &id, offer, stream))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     if let Err(error) = &connected {

@@ -84,7 +84,16 @@ async fn connect_upstream(
         };
         // No limit: requests are HTTP's (Envoy: `enforceMaxRequests`).
         let in_flight = InFlight::begin(cluster, &target);
-        match connect(context, cluster, &target, RoutingPriority::Default, caught).await {
+        match connect(
+            context,
+            cluster,
+            &target,
+            RoutingPriority::Default,
+            caught,
+            None,
+        )
+        .await
+        {
             Ok((stream, open)) => {
                 observe(cluster, &target, Outcome::Connected);
                 return Some((stream, open, in_flight));

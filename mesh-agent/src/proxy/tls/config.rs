@@ -19,6 +19,7 @@ use crate::config::model::tls::{
 };
 use crate::identity::{Credentials, PemError, SpiffeId, certificates, certified_key};
 
+use super::Offer;
 use super::peer::Verifier;
 
 /// Why there can be no TLS.
@@ -72,6 +73,7 @@ pub(super) fn client(
     tls: &UpstreamTls,
     credentials: &Credentials,
     id: &SpiffeId,
+    offer: Option<&Offer>,
 ) -> Result<ClientConfig, TlsError> {
     let common = &tls.common;
     let provider = provider(common);
@@ -83,7 +85,10 @@ pub(super) fn client(
         Some(key) => builder.with_client_cert_resolver(Arc::new(Fixed(key))),
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = alpn(common);
+    config.alpn_protocols = match offer {
+        Some(offer) => offer.iter().map(|name| name.as_bytes().to_vec()).collect(),
+        None => alpn(common),
+    };
     config.enable_sni = tls.sni.is_some();
     Ok(config)
 }

@@ -54,10 +54,16 @@ pub(super) struct Contexts {
 #[derive(Debug, Default)]
 struct Made {
     generation: u64,
-    clients: Cache<UpstreamTls, ClientConfig>,
+    clients: HashMap<ClientKey, (Arc<UpstreamTls>, Arc<ClientConfig>)>,
     /// With protocols to choose from, or without.
     servers: [Cache<DownstreamTls, ServerConfig>; 2],
 }
+
+/// Context, identity, and what is offered instead of the context's protocols.
+type ClientKey = (usize, SpiffeId, Option<Offer>);
+
+/// Protocols offered in a handshake.
+pub(super) type Offer = Arc<[Arc<str>]>;
 
 type Cache<C, M> = HashMap<(usize, SpiffeId), (Arc<C>, Arc<M>)>;
 
@@ -79,15 +85,16 @@ impl Contexts {
         &self,
         tls: &Arc<UpstreamTls>,
         id: &SpiffeId,
+        offer: Option<&Offer>,
     ) -> Result<Arc<ClientConfig>, config::TlsError> {
         let credentials = self.credentials.load();
         let made = &mut *self.made.borrow_mut();
         made.renew(credentials.generation);
-        let key = (Arc::as_ptr(tls).addr(), id.clone());
+        let key = (Arc::as_ptr(tls).addr(), id.clone(), offer.cloned());
         if let Some((_, config)) = made.clients.get(&key) {
             return Ok(config.clone());
         }
-        let config = Arc::new(config::client(tls, &credentials, id)?);
+        let config = Arc::new(config::client(tls, &credentials, id, offer)?);
         made.clients.insert(key, (tls.clone(), config.clone()));
         Ok(config)
     }
@@ -111,7 +118,7 @@ impl Contexts {
         Ok(config)
     }
 
-    /// Speaks TLS to an endpoint as `id`.
+    /// Speaks TLS to an endpoint as `id`, and offers these protocols instead of the context's.
     ///
     /// # Errors
     /// There is no certificate, or the endpoint is not who it should be.
@@ -119,9 +126,10 @@ impl Contexts {
         &self,
         tls: &Arc<UpstreamTls>,
         id: &SpiffeId,
+        offer: Option<&Offer>,
         stream: TcpStream,
     ) -> io::Result<Stream> {
-        let config = self.client(tls, id).map_err(io::Error::other)?;
+        let config = self.client(tls, id, offer).map_err(io::Error::other)?;
         let name = match tls.sni.as_deref() {
             Some(sni) => ServerName::try_from(sni.to_owned()).map_err(io::Error::other)?,
             // No name is sent for an address.
