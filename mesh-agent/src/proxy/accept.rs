@@ -82,13 +82,7 @@ pub(super) async fn serve(
         count(&context.shared.stats.no_original_dst);
         return reset(&stream);
     }
-    let Some(view) = context
-        .shared
-        .snapshots
-        .load()
-        .view(caught.pod.view())
-        .cloned()
-    else {
+    let Some(view) = context.shared.view(&caught.pod) else {
         return reset(&stream);
     };
     let listener = match kind {

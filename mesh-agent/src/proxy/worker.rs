@@ -15,7 +15,7 @@ use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::identity::SharedCredentials;
-use crate::snapshot::SharedSnapshot;
+use crate::snapshot::{SharedSnapshot, View};
 use crate::workload::{Pod, PodId};
 
 use super::http::pool::Pool;
@@ -44,6 +44,22 @@ pub(super) struct Shared {
     pub(super) stats: Arc<ProxyStats>,
     pub(super) credentials: SharedCredentials,
     pub(super) trust_domain: Arc<str>,
+}
+
+impl Shared {
+    /// What a pod sees now; `None`: there is no configuration for it.
+    ///
+    /// A pod is told its new view after the snapshot that has it is published, and keeps the old
+    /// one until then. Looked at in between, the two may not fit; looked at again, they do.
+    pub(super) fn view(&self, pod: &Pod) -> Option<Arc<View>> {
+        for _ in 0..3 {
+            let id = pod.view();
+            if let Some(view) = self.snapshots.load().view(id) {
+                return Some(view.clone());
+            }
+        }
+        None
+    }
 }
 
 /// What the connections of a worker share.

@@ -73,13 +73,7 @@ impl Connection {
     /// The newest snapshot's view and connection manager. A filter chain that is gone or of another
     /// kind now serves what has begun as it was, and its connections end.
     fn current(&self) -> Option<(Arc<View>, Arc<HttpConnectionManager>)> {
-        let view = self
-            .context
-            .shared
-            .snapshots
-            .load()
-            .view(self.caught.pod.view())?
-            .clone();
+        let view = self.context.shared.view(&self.caught.pod)?;
         let listener = match self.caught.kind {
             super::ListenerKind::Outbound => view.outbound.find(self.caught.destination),
             super::ListenerKind::Inbound => view.inbound.as_ref(),
