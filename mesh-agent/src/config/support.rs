@@ -132,7 +132,7 @@ const UNDERSTOOD: &[Entry] = &[
         "envoy.config.route.v3.RouteAction",
         "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite \
          regex_rewrite host_rewrite_literal auto_host_rewrite host_rewrite_header \
-         append_x_forwarded_host timeout idle_timeout upgrade_configs priority retry_policy \
+         append_x_forwarded_host timeout idle_timeout upgrade_configs priority retry_policy hash_policy \
          max_stream_duration max_grpc_timeout",
         "",
     ),
@@ -208,10 +208,31 @@ const UNDERSTOOD: &[Entry] = &[
          http2_protocol_options typed_extension_protocol_options dns_refresh_rate \
          respect_dns_ttl dns_lookup_family upstream_bind_config common_lb_config \
          upstream_connection_options close_connections_on_host_health_failure \
-         load_balancing_policy original_dst_lb_config least_request_lb_config outlier_detection",
+         load_balancing_policy original_dst_lb_config least_request_lb_config ring_hash_lb_config maglev_lb_config outlier_detection",
         "alt_stat_name metadata per_connection_buffer_limit_bytes wait_for_warm_on_init \
          http_protocol_options cleanup_interval dns_failure_refresh_rate dns_jitter \
          protocol_selection ignore_health_on_host_removal",
+    ),
+    (
+        "envoy.config.cluster.v3.Cluster.CommonLbConfig.ConsistentHashingLbConfig",
+        "use_hostname_for_hashing",
+        "",
+    ),
+    (
+        "envoy.extensions.load_balancing_policies.common.v3.ConsistentHashingLbConfig",
+        "use_hostname_for_hashing",
+        "",
+    ),
+    (
+        "envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash",
+        "hash_function minimum_ring_size maximum_ring_size use_hostname_for_hashing \
+         consistent_hashing_lb_config",
+        "",
+    ),
+    (
+        "envoy.extensions.load_balancing_policies.maglev.v3.Maglev",
+        "table_size consistent_hashing_lb_config",
+        "",
     ),
     (
         "envoy.config.cluster.v3.OutlierDetection",
@@ -238,8 +259,8 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.config.cluster.v3.Cluster.CommonLbConfig",
-        "healthy_panic_threshold locality_weighted_lb_config",
-        "update_merge_window consistent_hashing_lb_config",
+        "healthy_panic_threshold locality_weighted_lb_config consistent_hashing_lb_config",
+        "update_merge_window",
     ),
     (
         "envoy.config.cluster.v3.UpstreamConnectionOptions",

@@ -203,6 +203,10 @@ fn direct(view: ViewId, clusters: &[(&std::sync::Arc<ClusterView>, f64)]) -> Dec
     }
     let (lb, why) = match clusters {
         [(cluster, _)] => match cluster.config.lb {
+            // Connections have no hash: any endpoint will do.
+            LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. } => {
+                (LbKind::Random, "plain tcp_proxy, by hash of nothing")
+            }
             LbPolicy::Random => (LbKind::Random, "plain tcp_proxy, RANDOM"),
             LbPolicy::LeastRequest { .. } => (
                 LbKind::LeastConnections,

@@ -52,6 +52,7 @@ pub(super) struct Asked<'a> {
     original: SocketAddr,
     headers: Option<&'a HeaderMap>,
     tried: Option<&'a Tried>,
+    hash: Option<u64>,
 }
 
 impl<'a> Asked<'a> {
@@ -61,6 +62,7 @@ impl<'a> Asked<'a> {
             original,
             headers: None,
             tried: None,
+            hash: None,
         }
     }
 
@@ -70,7 +72,15 @@ impl<'a> Asked<'a> {
             original,
             headers: Some(headers),
             tried: None,
+            hash: None,
         }
+    }
+
+    /// With the request's hash.
+    #[must_use]
+    pub(super) fn hashed(mut self, hash: Option<u64>) -> Self {
+        self.hash = hash;
+        self
     }
 
     /// For another attempt of a request.
@@ -88,28 +98,30 @@ pub(super) fn pick(cluster: &ClusterView, asked: &Asked<'_>) -> Option<Target> {
     }
     let balancer = cluster.balancer();
     let Some(tried) = asked.tried else {
-        return pick_host(cluster, balancer.pool(fastrand::u64(..))?).map(Target::Host);
+        let random = asked.hash.unwrap_or_else(|| fastrand::u64(..));
+        return pick_host(cluster, balancer.pool(random)?, random, 0).map(Target::Host);
     };
     let excluded = tried.excluded_priorities();
-    let mut left = tried.attempts;
+    let mut attempt = 0;
     loop {
-        let random = fastrand::u64(..);
+        let random = asked.hash.unwrap_or_else(|| fastrand::u64(..));
         let pool = if excluded.is_empty() {
             balancer.pool(random)?
         } else {
             balancer.pool_without(random, &excluded)?
         };
-        let host = pick_host(cluster, pool)?;
-        if left == 0 || !tried.hosts.contains(&host.address) {
+        let host = pick_host(cluster, pool, random, attempt)?;
+        if attempt >= tried.attempts as usize || !tried.hosts.contains(&host.address) {
             return Some(Target::Host(host));
         }
-        left -= 1;
+        attempt += 1;
     }
 }
 
-fn pick_host(cluster: &ClusterView, pool: &Pool) -> Option<Arc<Host>> {
+fn pick_host(cluster: &ClusterView, pool: &Pool, hash: u64, attempt: usize) -> Option<Arc<Host>> {
     let host = match cluster.config.lb {
         LbPolicy::Random => random(pool),
+        LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. } => pool.by_hash(hash, attempt)?,
         LbPolicy::LeastRequest {
             choice_count,
             active_request_bias,

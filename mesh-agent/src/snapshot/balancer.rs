@@ -10,6 +10,7 @@ use crate::config::model::cluster::LbPolicy;
 use crate::config::model::endpoint::Health;
 
 use super::cluster::Host;
+use super::places::{self, Places};
 
 /// How endpoints share the load, whatever the policy.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +23,8 @@ pub struct Settings {
     pub weighted_priority_health: bool,
     /// Localities' weights count.
     pub locality_weighted: bool,
+    /// How endpoints are chosen.
+    pub policy: LbPolicy,
 }
 
 /// Chooses among the endpoints of a cluster. Built once a snapshot; choosing takes no lock.
@@ -62,6 +65,8 @@ pub struct Pool {
     /// Indices of hosts, as often as their weight says; empty when all weigh the same.
     turns: Vec<usize>,
     turn: AtomicUsize,
+    /// For choice by hash.
+    places: Option<Places>,
     id: u64,
 }
 
@@ -80,7 +85,7 @@ impl Balancer {
             .map(|(hosts, panic)| Priority {
                 healthy: Group::new(hosts, Health::Healthy, settings),
                 degraded: Group::new(hosts, Health::Degraded, settings),
-                panic: panic.then(|| Pool::new(hosts.clone())),
+                panic: panic.then(|| Pool::new(hosts.clone(), settings)),
             })
             .collect();
         Self {
@@ -176,16 +181,21 @@ fn level(hosts: &[Arc<Host>], weighted: bool) -> Level {
 impl Group {
     fn new(hosts: &[Arc<Host>], health: Health, settings: &Settings) -> Self {
         let eligible = |host: &&Arc<Host>| host.health_now() == health;
+        let by_hash = places::is_by_hash(settings.policy);
         if settings.locality_weighted
-            && let Some(group) = Self::by_locality(hosts, health, settings.overprovisioning_factor)
+            && !by_hash
+            && let Some(group) = Self::by_locality(hosts, health, settings)
         {
             return group;
         }
-        Self::Whole(Pool::new(hosts.iter().filter(eligible).cloned().collect()))
+        Self::Whole(Pool::new(
+            hosts.iter().filter(eligible).cloned().collect(),
+            settings,
+        ))
     }
 
     /// `None` when no locality has a share, which then do not count.
-    fn by_locality(hosts: &[Arc<Host>], health: Health, factor: u32) -> Option<Self> {
+    fn by_locality(hosts: &[Arc<Host>], health: Health, settings: &Settings) -> Option<Self> {
         let mut localities: Vec<(&Host, usize, Vec<Arc<Host>>)> = Vec::new();
         for host in hosts {
             let known = localities
@@ -204,8 +214,13 @@ impl Group {
         let (weights, pools): (Vec<f64>, Vec<Pool>) = localities
             .into_iter()
             .map(|(first, total, eligible)| {
-                let weight = effective_weight(first.locality_weight, eligible.len(), total, factor);
-                (weight, Pool::new(eligible))
+                let weight = effective_weight(
+                    first.locality_weight,
+                    eligible.len(),
+                    total,
+                    settings.overprovisioning_factor,
+                );
+                (weight, Pool::new(eligible, settings))
             })
             .unzip();
         let turns = rotation(&weights);
@@ -243,7 +258,7 @@ impl Group {
 }
 
 impl Pool {
-    fn new(hosts: Vec<Arc<Host>>) -> Self {
+    fn new(hosts: Vec<Arc<Host>>, settings: &Settings) -> Self {
         /// Never reused, so that what a worker remembers of a pool never meets another one.
         static LAST_ID: AtomicU64 = AtomicU64::new(0);
         let weights: Vec<f64> = hosts.iter().map(|host| f64::from(host.weight)).collect();
@@ -255,6 +270,7 @@ impl Pool {
         };
         Self {
             turn: start(turns.len().max(hosts.len())),
+            places: Places::new(&hosts, settings),
             hosts,
             turns,
             id: LAST_ID.fetch_add(1, Ordering::Relaxed),
@@ -274,6 +290,11 @@ impl Pool {
     /// Its number, which no other pool of this process has.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// By hash; every further attempt may lead elsewhere.
+    pub fn by_hash(&self, hash: u64, attempt: usize) -> Option<&Arc<Host>> {
+        self.hosts.get(self.places.as_ref()?.pick(hash, attempt)?)
     }
 
     /// The next in weighted turn.

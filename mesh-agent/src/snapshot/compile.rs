@@ -268,6 +268,7 @@ fn compile_cluster(
         weighted_priority_health: assignment
             .is_some_and(|assignment| assignment.weighted_priority_health),
         locality_weighted: config.locality_weighted,
+        policy: config.lb,
     };
     Arc::new(ClusterView {
         config: config.clone(),

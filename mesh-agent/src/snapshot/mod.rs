@@ -12,6 +12,7 @@ mod clusters;
 mod compile;
 mod listeners;
 pub mod outlier;
+mod places;
 pub mod slots;
 
 use std::collections::HashMap;

@@ -6,17 +6,23 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::common_lb_config::LocalityConfigSpecifier;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::ring_hash_lb_config::HashFunction as HashFunctionPb;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, DnsLookupFamily as PbFamily, LbConfig,
     LbPolicy as PbPolicy,
 };
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::maglev::v3::Maglev;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::RingHash;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
     UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
 };
 
+use crate::balance::hash::HashFunction;
+use crate::balance::maglev;
+use crate::balance::ring::RingSize;
 use crate::config::model::cluster::{
     CircuitBreakers, Cluster, Discovery, DnsLookupFamily, DnsOptions, Http2Options, LbPolicy,
     OriginalDst, RetryBudget, TcpKeepalive, Thresholds, UpstreamProtocol,
@@ -267,11 +273,33 @@ fn lb_policy(message: &pb::Cluster, problems: &mut Problems) -> Option<LbPolicy>
             let choices = choices.as_ref().map(|count| count.value);
             least_request(choices, bias, "least_request_lb_config", problems)
         }
+        Ok(PbPolicy::RingHash) => {
+            let config = match &message.lb_config {
+                Some(LbConfig::RingHashLbConfig(config)) => *config,
+                _ => Default::default(),
+            };
+            ring_hash(
+                config.minimum_ring_size.map(|size| size.value),
+                config.maximum_ring_size.map(|size| size.value),
+                config.hash_function == HashFunctionPb::MurmurHash2 as i32,
+                by_hostname(message),
+                "ring_hash_lb_config",
+                problems,
+            )
+        }
+        Ok(PbPolicy::Maglev) => {
+            let size = match &message.lb_config {
+                Some(LbConfig::MaglevLbConfig(config)) => config.table_size,
+                _ => None,
+            };
+            let size = size.map(|size| size.value);
+            maglev(size, by_hostname(message), "maglev_lb_config", problems)
+        }
         Ok(other) => {
             problems.hint(
                 "lb_policy",
-                format!("{} is not supported yet", other.as_str_name()),
-                "use ROUND_ROBIN, RANDOM or LEAST_REQUEST",
+                format!("{} is not supported", other.as_str_name()),
+                "use ROUND_ROBIN, RANDOM, LEAST_REQUEST, RING_HASH or MAGLEV",
             );
             None
         }
@@ -306,6 +334,36 @@ fn typed_policy(policy: &pb::LoadBalancingPolicy, problems: &mut Problems) -> Op
                 let bias = config.active_request_bias.as_ref();
                 return least_request(choices, bias, &path, problems);
             }
+            "envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash" => {
+                let path = format!("load_balancing_policy.policies[{index}]");
+                let config: RingHash = decode(any, &path, problems)?;
+                #[expect(deprecated, reason = "older control planes write it")]
+                let by_hostname = config
+                    .consistent_hashing_lb_config
+                    .as_ref()
+                    .map_or(config.use_hostname_for_hashing, |common| {
+                        common.use_hostname_for_hashing
+                    });
+                return ring_hash(
+                    config.minimum_ring_size.map(|size| size.value),
+                    config.maximum_ring_size.map(|size| size.value),
+                    // MURMUR_HASH_2
+                    config.hash_function == 2,
+                    by_hostname,
+                    &path,
+                    problems,
+                );
+            }
+            "envoy.extensions.load_balancing_policies.maglev.v3.Maglev" => {
+                let path = format!("load_balancing_policy.policies[{index}]");
+                let config: Maglev = decode(any, &path, problems)?;
+                let by_hostname = config
+                    .consistent_hashing_lb_config
+                    .as_ref()
+                    .is_some_and(|common| common.use_hostname_for_hashing);
+                let size = config.table_size.map(|size| size.value);
+                return maglev(size, by_hostname, &path, problems);
+            }
             _ => {}
         }
     }
@@ -337,6 +395,76 @@ fn least_request(
     Some(LbPolicy::LeastRequest {
         choice_count,
         active_request_bias,
+    })
+}
+
+fn by_hostname(message: &pb::Cluster) -> bool {
+    message
+        .common_lb_config
+        .as_ref()
+        .and_then(|common| common.consistent_hashing_lb_config.as_ref())
+        .is_some_and(|config| config.use_hostname_for_hashing)
+}
+
+/// Envoy's largest ring and table.
+const LARGEST_RING: u64 = 8 << 20;
+const LARGEST_TABLE: u64 = 5_000_011;
+
+fn ring_hash(
+    min: Option<u64>,
+    max: Option<u64>,
+    murmur2: bool,
+    by_hostname: bool,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<LbPolicy> {
+    let default = RingSize::default();
+    let size = RingSize {
+        min: min.unwrap_or(default.min),
+        max: max.unwrap_or(default.max),
+    };
+    if size.min > size.max || size.max > LARGEST_RING {
+        problems.push(
+            format!("{path}.maximum_ring_size"),
+            "must be at least minimum_ring_size, and 8388608 at most",
+        );
+        return None;
+    }
+    let function = if murmur2 {
+        HashFunction::Murmur2
+    } else {
+        HashFunction::XxHash
+    };
+    Some(LbPolicy::RingHash {
+        size,
+        function,
+        by_hostname,
+    })
+}
+
+fn maglev(
+    size: Option<u64>,
+    by_hostname: bool,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<LbPolicy> {
+    let table_size = size.unwrap_or(maglev::TABLE_SIZE);
+    let prime = |n: u64| {
+        n > 1
+            && (2..)
+                .take_while(|d| d * d <= n)
+                .all(|d| !n.is_multiple_of(d))
+    };
+    if table_size > LARGEST_TABLE || !prime(table_size) {
+        problems.push(
+            format!("{path}.table_size"),
+            "must be a prime, 5000011 at most",
+        );
+        return None;
+    }
+    Some(LbPolicy::Maglev {
+        table_size,
+        by_hostname,
     })
 }
 

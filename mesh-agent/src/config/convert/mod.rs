@@ -7,6 +7,7 @@ mod alpn;
 mod cluster;
 mod endpoint;
 mod filter;
+mod hash;
 mod hcm;
 mod headers;
 mod inspectors;

@@ -28,7 +28,7 @@ use crate::config::model::route::{
 };
 
 use super::headers::mutations;
-use super::{Converted, Problems, duration, filter, matcher, retry, timeout};
+use super::{Converted, Problems, duration, filter, hash, matcher, retry, timeout};
 
 /// How much of a body Envoy keeps by default: a connection's buffer limit.
 const BUFFER_LIMIT: usize = 1 << 20;
@@ -476,6 +476,7 @@ fn forward(message: &pb::RouteAction, path: &str, problems: &mut Problems) -> Op
                 problems,
             ))
         }),
+        hash: hash::policies(&message.hash_policy, path, problems),
         buffer_limit: BUFFER_LIMIT,
         stream_duration: message
             .max_stream_duration
@@ -637,7 +638,7 @@ fn redirect(message: &pb::RedirectAction, path: &str, problems: &mut Problems) -
     })
 }
 
-fn regex_rewrite(
+pub(super) fn regex_rewrite(
     message: &RegexMatchAndSubstitute,
     path: &str,
     problems: &mut Problems,

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Name;
+use crate::balance::hash::HashFunction;
+use crate::balance::ring::RingSize;
+
 use super::endpoint::LoadAssignment;
 use super::outlier::OutlierDetection;
 use super::tls::{TransportMatch, UpstreamTransport};
@@ -127,6 +130,22 @@ pub enum LbPolicy {
         /// How much active requests count against endpoints of unequal weights: 1 by default,
         /// 0 not at all.
         active_request_bias: f64,
+    },
+    /// By the request's hash, on a ring.
+    RingHash {
+        /// How large the ring is.
+        size: RingSize,
+        /// What endpoints are placed with.
+        function: HashFunction,
+        /// Endpoints are told by their names instead of their addresses.
+        by_hostname: bool,
+    },
+    /// By the request's hash, in a table.
+    Maglev {
+        /// A prime.
+        table_size: u64,
+        /// Endpoints are told by their names instead of their addresses.
+        by_hostname: bool,
     },
     /// Only for ORIGINAL_DST clusters.
     ClusterProvided,

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod domains;
 pub mod endpoint;
 pub mod filter;
+pub mod hash;
 pub mod headers;
 pub mod listener;
 pub mod matcher;

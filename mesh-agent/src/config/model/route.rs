@@ -9,6 +9,7 @@ use http::StatusCode;
 use super::cluster::RoutingPriority;
 use super::domains::DomainIndex;
 use super::filter::Overrides;
+use super::hash::HashPolicy;
 use super::headers::HeaderMutations;
 use super::matcher::{HeaderMatcher, QueryMatcher, SafeRegex};
 use super::retry::RetryPolicy;
@@ -197,6 +198,8 @@ pub struct Forward {
     pub grpc_timeout_max: Option<Duration>,
     /// Overrides the connection manager's stream idle timeout; `Some(None)` disables it.
     pub idle_timeout: Option<Option<Duration>>,
+    /// What decides over the endpoint, where endpoints are chosen by hash.
+    pub hash: Vec<HashPolicy>,
     /// What is asked again when it fails.
     pub retry: Option<Arc<RetryPolicy>>,
     /// How much of a request's body is kept for another attempt, in bytes.

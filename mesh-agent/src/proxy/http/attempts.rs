@@ -36,6 +36,7 @@ pub(super) struct Attempts<'a> {
     pub(super) retry: Option<Retry>,
     pub(super) progress: Progress,
     pub(super) started: Instant,
+    pub(super) hash: Option<u64>,
 }
 
 /// How an attempt went.
@@ -158,7 +159,9 @@ impl Attempts<'_> {
     fn asked<'r>(&'r self, request: &'r Request) -> lb::Asked<'r> {
         let original = self.exchange.connection.caught.destination;
         let tried = self.retry.as_ref().map(|retry| &retry.tried);
-        lb::Asked::request(original, &request.headers).after(tried)
+        lb::Asked::request(original, &request.headers)
+            .hashed(self.hash)
+            .after(tried)
     }
 
     /// The headers that differ from attempt to attempt.

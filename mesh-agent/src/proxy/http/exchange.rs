@@ -101,6 +101,8 @@ pub(super) struct Exchange<'a> {
     pub(super) host: &'a VirtualHost,
     pub(super) route: &'a Route,
     pub(super) random: u64,
+    /// Whose request it is, as trusted proxies say.
+    pub(super) remote: IpAddr,
 }
 
 async fn respond(
@@ -201,6 +203,7 @@ async fn routed(
         host,
         route,
         random,
+        remote,
     };
     if let Some(reply) = answered {
         return steps.finish(exchange.finish(reply, &request, None, "", None));

@@ -5,13 +5,16 @@ use std::time::Duration;
 use http::{HeaderValue, StatusCode, header};
 use tokio::time::Instant;
 
+use crate::config::model::cluster::LbPolicy;
 use crate::config::model::route::{ClusterSpecifier, Forward};
 use crate::proxy::lb;
 use crate::proxy::stats::count;
+use crate::snapshot::ClusterView;
 
 use super::attempts::{Attempts, none_healthy};
 use super::body::{ProxyBody, RequestBody, Streamed, UpstreamStream};
 use super::exchange::{Exchange, announces_empty_body};
+use super::hash::{self, Hashed};
 use super::message::{Reply, Request, text};
 use super::reply::{local, with_body};
 use super::retry::Retry;
@@ -55,10 +58,10 @@ impl Exchange<'_> {
         let progress = body.progress();
         let timeouts = Timeouts::of(forward, self.hcm, &mut request.headers);
         let retry = Retry::of(forward, &mut request);
-        let Some(target) = lb::pick(
-            cluster,
-            &lb::Asked::request(self.connection.caught.destination, &request.headers),
-        ) else {
+        let hashed = self.hashed(cluster, forward, &request);
+        let caught = &self.connection.caught;
+        let wanted = lb::Asked::request(caught.destination, &request.headers).hashed(hashed.hash);
+        let Some(target) = lb::pick(cluster, &wanted) else {
             count(&cluster.state.stats.upstream_cx_none_healthy);
             return finish(none_healthy(), None);
         };
@@ -85,9 +88,33 @@ impl Exchange<'_> {
             retry: retry.filter(|_| upgrade.is_none()),
             progress,
             started,
+            hash: hashed.hash,
         };
-        let (reply, from) = attempts.run(target, request, body).await;
+        let (mut reply, from) = attempts.run(target, request, body).await;
+        if matches!(reply.body, ProxyBody::Upstream(_)) {
+            for cookie in hashed.cookies {
+                reply.headers.append(header::SET_COOKIE, cookie);
+            }
+        }
         finish(reply, from.map(|target| target.address()))
+    }
+
+    /// The request's hash, if its cluster chooses by one.
+    fn hashed(&self, cluster: &ClusterView, forward: &Forward, request: &Request) -> Hashed {
+        let by_hash = matches!(
+            cluster.config.lb,
+            LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. }
+        );
+        if !by_hash {
+            return Hashed::default();
+        }
+        let caught = &self.connection.caught;
+        let ends = hash::Ends {
+            peer: caught.peer,
+            local: caught.destination,
+            remote: self.remote,
+        };
+        hash::of(&forward.hash, request, ends)
     }
 
     /// Headers that tell the upstream of this hop.

@@ -10,6 +10,7 @@ mod exchange;
 mod filters;
 mod forward;
 mod h1;
+mod hash;
 mod headers;
 mod http2;
 mod message;

@@ -14,6 +14,7 @@ const SETTINGS: Settings = Settings {
     panic_threshold: 50,
     weighted_priority_health: false,
     locality_weighted: false,
+    policy: LbPolicy::RoundRobin,
 };
 
 const WELL: Health = Health::Healthy;
