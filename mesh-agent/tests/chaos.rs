@@ -259,10 +259,12 @@ fn uninstall_leaves_nothing_and_no_running_agent() -> Result<()> {
     let text = String::from_utf8_lossy(&done.stdout);
     assert!(done.status.success(), "{done:?}");
     assert_eq!(text.matches("removed").count(), 2, "{text}");
-    assert!(
-        !served(&bed.traffic, bed.traffic.direct[0]),
-        "the VIP has no route any more"
-    );
+    // The kernel detaches a program a moment after its last pin is gone.
+    eventually(
+        "the VIP has no route any more",
+        Duration::from_secs(5),
+        || !served(&bed.traffic, bed.traffic.direct[0]),
+    )?;
     assert_eq!(std::fs::read_dir(bed.testbed.bpffs())?.count(), 0);
     Ok(())
 }
