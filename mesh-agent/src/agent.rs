@@ -324,6 +324,11 @@ impl Agent {
             tracing::error!(%error, "the kernel takes the agent for dead");
         }
         self.datapath.sweep();
+        if !self.inheriting {
+            for (_, error) in self.datapath.follow_health().failed {
+                tracing::error!(%error, "an endpoint's health was not written to the kernel");
+            }
+        }
         self.telemetry.denied(&self.datapath.take_denied());
         if self.inheriting {
             self.apply();

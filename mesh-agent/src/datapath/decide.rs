@@ -175,8 +175,6 @@ fn needs_agent(cluster: &ClusterView) -> Option<&'static str> {
         Some("TLS to its endpoints")
     } else if !config.source_addresses.is_empty() {
         Some("upstream_bind_config is set")
-    } else if config.outlier.is_some() {
-        Some("outlier_detection is set")
     } else if config.tcp_keepalive.is_some() {
         Some("tcp_keepalive is set")
     } else if breakers.max_pending_requests < breakers.max_connections.min(LIKELY_PENDING) {

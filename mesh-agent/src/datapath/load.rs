@@ -1,5 +1,6 @@
 //! Loads the programs, attaches them, and owns both until the agent ends.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
@@ -14,6 +15,7 @@ use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use mesh_common::Control;
 
+use crate::config::model::Name;
 use crate::proxy::OriginalDst;
 use crate::snapshot::{Snapshot, ViewId};
 use crate::workload::{Netns, PodId};
@@ -51,7 +53,7 @@ pub struct Datapath {
     pub(super) node: NodeMaps,
     pub(super) reconciler: Reconciler,
     /// The snapshot that the service maps hold whole.
-    applied: Option<Arc<Snapshot>>,
+    pub(super) applied: Option<Arc<Snapshot>>,
     pods: Pods,
     agent_cgroup: u64,
     original_dst: Arc<KernelOriginalDst>,
@@ -60,6 +62,10 @@ pub struct Datapath {
     /// work until then.
     waiting: Option<Cgroup>,
     pub(super) sockets: Option<Sockets>,
+    /// Of clusters with outlier detection, by their state: which health the slots were written for.
+    pub(super) health: HashMap<usize, u64>,
+    /// Clusters whose services were written last time, and will be once more.
+    pub(super) replanned: Vec<(ViewId, Name)>,
 }
 
 /// cgroup/connect, getpeername and getsockname programs.
@@ -126,6 +132,8 @@ impl Datapath {
             pins,
             waiting: Some(cgroup),
             sockets: None,
+            health: HashMap::new(),
+            replanned: Vec::new(),
         };
         datapath.heartbeat()?;
         if !datapath.pins.as_ref().is_some_and(Pins::has_outdated) {

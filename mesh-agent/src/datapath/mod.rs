@@ -11,6 +11,7 @@ pub mod decide;
 mod denied;
 mod error;
 mod events;
+mod health;
 mod link;
 mod load;
 mod maps;

@@ -130,6 +130,20 @@ impl Plan {
         plan
     }
 
+    /// What changes when endpoints of these clusters are ejected or come back.
+    pub fn of_clusters(snapshot: &Snapshot, clusters: &[(ViewId, Name)]) -> Self {
+        let mut plan = Self {
+            scope: Scope::Views(BTreeSet::new()),
+            ..Self::default()
+        };
+        for (view, name) in clusters {
+            if let Some(view) = snapshot.views.get(view) {
+                plan.add_users(view, std::slice::from_ref(name));
+            }
+        }
+        plan
+    }
+
     /// Plans the services whose connections go to one of these clusters.
     fn add_users(&mut self, view: &View, clusters: &[Name]) {
         for name in clusters {

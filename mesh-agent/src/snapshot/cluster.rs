@@ -151,6 +151,11 @@ impl ClusterState {
         }
     }
 
+    /// Grows when an endpoint's health changes.
+    pub fn health(&self) -> u64 {
+        self.health.load(Ordering::Acquire)
+    }
+
     /// Whoever chooses an endpoint next looks at their health again.
     pub(super) fn health_changed(&self) {
         self.health.fetch_add(1, Ordering::Release);

@@ -4,15 +4,17 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use mesh_common::{Event, EventKind};
+use mesh_common::{End, Event, EventKind};
 
 use crate::config::model::Name;
 use crate::datapath::Sample;
-use crate::snapshot::Snapshot;
+use crate::snapshot::outlier::{self, Outcome};
 use crate::snapshot::slots::Limits;
+use crate::snapshot::{Snapshot, ViewId};
 
 use super::labels::{Ends, Service, render};
 use super::pods::Pods;
@@ -62,11 +64,11 @@ struct Reported {
 #[derive(Debug, Default)]
 struct Clusters {
     generation: u64,
-    names: HashMap<u64, Name>,
+    names: HashMap<u64, (ViewId, Name)>,
 }
 
 impl Clusters {
-    fn name(&mut self, number: u64, snapshot: &Snapshot) -> Option<Name> {
+    fn name(&mut self, number: u64, snapshot: &Snapshot) -> Option<(ViewId, Name)> {
         if self.generation != snapshot.generation && !self.names.contains_key(&number) {
             self.generation = snapshot.generation;
             let views = snapshot.views.values();
@@ -74,7 +76,7 @@ impl Clusters {
                 .flat_map(|view| view.clusters.values().map(|cluster| (view.id, cluster)))
                 .map(|(view, cluster)| {
                     let number = Limits::of(view, cluster).cluster;
-                    (number, cluster.config.name.clone())
+                    (number, (view, cluster.config.name.clone()))
                 })
                 .collect();
         }
@@ -93,6 +95,7 @@ impl TcpConnections {
         let Some(kind) = EventKind::of(event.kind) else {
             return;
         };
+        self.observe(event, kind, snapshot);
         // Istio counts connections; those that failed are the cluster's `cx_connect_fail`.
         if kind == EventKind::Failed {
             return;
@@ -118,6 +121,37 @@ impl TcpConnections {
                 counters.sent_bytes += event.received_bytes.saturating_sub(known.received);
                 counters.received_bytes += event.sent_bytes.saturating_sub(known.sent);
             }
+        }
+    }
+
+    /// Tells outlier detection how a connect went.
+    fn observe(&mut self, event: &Event, kind: EventKind, snapshot: &Snapshot) {
+        let outcome = match (kind, End::of(event.end)) {
+            (EventKind::Opened, _) => Outcome::Connected,
+            (EventKind::Failed, End::Refused) => Outcome::Failed,
+            (EventKind::Failed, End::TimedOut) => Outcome::TimedOut,
+            _ => return,
+        };
+        let Some((view, name)) = self.clusters.name(event.cluster, snapshot) else {
+            return;
+        };
+        let Some(cluster) = snapshot
+            .views
+            .get(&view)
+            .and_then(|view| view.clusters.get(&name))
+        else {
+            return;
+        };
+        if kind == EventKind::Failed {
+            let failed = &cluster.state.stats.upstream_cx_connect_fail;
+            failed.fetch_add(1, Ordering::Relaxed);
+        }
+        if cluster.config.outlier.is_none() {
+            return;
+        }
+        let address = SocketAddr::new(event.addr.into(), event.port);
+        if let Some(host) = cluster.hosts().find(|host| host.address == address) {
+            outlier::observe(cluster, host, outcome);
         }
     }
 
@@ -166,8 +200,8 @@ impl TcpConnections {
             source: pods.by_netns(ends.netns_cookie).map(|workload| &**workload),
             destination: pods.by_ip(ends.server).map(|workload| &**workload),
             service: cluster
-                .as_deref()
-                .map(Service::of_cluster)
+                .as_ref()
+                .map(|(_, name)| Service::of_cluster(name))
                 .unwrap_or_default(),
         })
         .into();
