@@ -26,10 +26,14 @@ pub(crate) enum Part {
 }
 
 /// Packages whose programs the tests and the demo call.
-const TOOLS: [(&str, &str); 3] = [
+const TOOLS: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("curl", "curl"),
+    ("h2load", "nghttp2-client"),
     ("nginx", "nginx-light"),
+    ("openssl", "openssl"),
+    ("tcpdump", "tcpdump"),
+    ("wrk", "wrk"),
 ];
 
 /// Tests counted by cargo test's own summary lines.
