@@ -14,6 +14,7 @@ use super::h1::client::UpstreamBody;
 use super::h1::server::Wire;
 use super::replay::Replay;
 use super::timeouts::Deadlines;
+use super::unread;
 use super::upstream::Serving;
 
 /// A request's body.
@@ -130,6 +131,20 @@ impl RequestBody {
 
     pub(super) fn progress(&self) -> Progress {
         self.progress.clone()
+    }
+}
+
+impl Drop for RequestBody {
+    /// An answer may be ready before the request was read. Clients that are still sending take the
+    /// reset which follows for a failure (curl) and lose the answer: what is on its way is awaited.
+    fn drop(&mut self) {
+        if self.progress.0.stage.get() != Stage::Reading {
+            return;
+        }
+        let source = std::mem::replace(&mut self.source, Source::Pieces(VecDeque::new()));
+        if let Source::Http2(body) = source {
+            unread::discard(body);
+        }
     }
 }
 

@@ -23,6 +23,7 @@ mod retry;
 mod rewrite;
 mod router;
 mod timeouts;
+mod unread;
 mod upgrade;
 mod upstream;
 
