@@ -7,100 +7,16 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use envoy_types::pb::google::protobuf::Any;
 use mesh_testbed::ads::{Ads, CLUSTER, ENDPOINTS, LISTENER, ROUTES, State};
 use mesh_testbed::{Curl, MeshAgent, Pod, Server, Testbed, eventually, needs_root};
 use serde_json::{Value, json};
 
 use common::resources::{cluster, endpoints, http_listener, routes, tcp_listener};
+use common::scene::Scene;
 use common::traffic::Traffic;
 
 const PATIENCE: Duration = Duration::from_secs(15);
-/// A web service `web` at a VIP, with two upstreams behind clusters `one` and `two`.
-struct Scene {
-    agent: MeshAgent,
-    ads: Ads,
-    vip: SocketAddr,
-    one: Server,
-    two: Server,
-    client: Pod,
-    _server: Pod,
-    testbed: Testbed,
-}
-
-impl Scene {
-    fn start(mode: &str) -> Result<Self> {
-        Self::with(mode, |builder| builder, |_| {})
-    }
-
-    fn with(
-        mode: &str,
-        flags: impl FnOnce(mesh_testbed::MeshAgentBuilder) -> mesh_testbed::MeshAgentBuilder,
-        more: impl FnOnce(&mut State),
-    ) -> Result<Self> {
-        let testbed = Testbed::new()?;
-        let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
-        let one = Server::http(&server, "one", "v1", 0)?;
-        let two = Server::http(&server, "two", "v1", 0)?;
-        let vip = SocketAddr::new(testbed.vip4(1).into(), 80);
-        let ads = Ads::start()?;
-        ads.change(|state| {
-            state.set(CLUSTER, "one", &cluster("one"));
-            state.set(ENDPOINTS, "one", &endpoints("one", &[one.addr4()]));
-            state.set(LISTENER, "web", &http_listener("web", vip, "web"));
-            state.set(ROUTES, "web", &routes("web", "one"));
-            more(state);
-        });
-        let config = json!({ "workloads": [{ "name": "client", "netns": client.netns_path() }] });
-        let builder = MeshAgent::builder(&testbed)?
-            .arg("--xds")
-            .arg(ads.address())
-            .arg("--xds-mode")
-            .arg(mode)
-            .arg("--node-id")
-            .arg("node-1");
-        let agent = flags(builder).start(&config.to_string())?;
-        Ok(Self {
-            agent,
-            ads,
-            vip,
-            one,
-            two,
-            client,
-            _server: server,
-            testbed,
-        })
-    }
-
-    /// Who answers.
-    fn served_by(&self) -> Result<String> {
-        let response = Curl::get(&self.client, &format!("http://{}/", self.vip)).send()?;
-        match response.echo() {
-            Ok(echo) => Ok(echo.name),
-            Err(_) => Ok(format!("status {}", response.status)),
-        }
-    }
-
-    fn eventually_served_by(&self, name: &str) -> Result<()> {
-        eventually(&format!("{name} answers"), PATIENCE, || {
-            self.served_by().is_ok_and(|served| served == name)
-        })
-    }
-
-    /// Requests without a pause until it is asked for the outcome.
-    fn traffic(&self) -> Result<Traffic> {
-        Traffic::start(&self.client, self.vip)
-    }
-
-    /// The server changes from `one` to `two`, as a careful one does.
-    fn add_two(&self) {
-        self.ads.change(|state| {
-            state.set(CLUSTER, "two", &cluster("two"));
-            state.set(ENDPOINTS, "two", &endpoints("two", &[self.two.addr4()]));
-        });
-    }
-}
 
 #[test]
 fn every_kind_comes_changes_and_goes_in_both_variants() -> Result<()> {
@@ -308,73 +224,6 @@ fn a_server_that_is_gone_changes_nothing_and_is_found_again() -> Result<()> {
 }
 
 #[test]
-fn a_response_too_large_is_refused_and_what_runs_goes_on() -> Result<()> {
-    needs_root!(Ok(()));
-    let scene = Scene::with(
-        "delta",
-        |builder| builder.arg("--xds-max-message-mib").arg(1),
-        |_| {},
-    )?;
-    let traffic = scene.traffic()?;
-    let memory = scene.agent.memory()?;
-    scene.ads.change(|state| {
-        let huge = Any {
-            type_url: CLUSTER.into(),
-            value: vec![0; 40 << 20],
-        };
-        state.set_any(CLUSTER, "huge", huge);
-    });
-    eventually("the agent says why", PATIENCE, || {
-        let log = scene.agent.log();
-        log.contains("--xds-max-message-mib")
-    })?;
-    let grown = scene.agent.memory()?.saturating_sub(memory);
-    ensure!(
-        grown < 20 << 20,
-        "40 MiB that were refused cost {grown} bytes"
-    );
-    scene.ads.change(|state| {
-        state.remove(CLUSTER, "huge");
-        state.set(ENDPOINTS, "one", &endpoints("one", &[scene.two.addr4()]));
-    });
-    scene.eventually_served_by("two")?;
-    traffic.end()?;
-    Ok(())
-}
-
-#[test]
-fn odd_responses_do_no_harm() -> Result<()> {
-    needs_root!(Ok(()));
-    let scene = Scene::start("delta")?;
-    let traffic = scene.traffic()?;
-    let odd = |type_url: &str, nonce: &str, removed: &[&str]| DeltaDiscoveryResponse {
-        type_url: type_url.into(),
-        nonce: nonce.into(),
-        removed_resources: removed.iter().map(|name| (*name).into()).collect(),
-        ..DeltaDiscoveryResponse::default()
-    };
-    scene.ads.change(|state| {
-        // Of a kind nobody knows, nobody asked for; without a nonce; a removal of what is not there.
-        state.send_delta(odd("type.googleapis.com/example.Unknown", "x1", &["a"]));
-        state.send_delta(odd(CLUSTER, "", &[]));
-        state.send_delta(odd(CLUSTER, "x2", &["never-there"]));
-        for i in 0..500 {
-            state.send_delta(odd(ENDPOINTS, &format!("flood-{i}"), &[]));
-        }
-    });
-    scene
-        .ads
-        .wait("the last of a flood", |asked| asked.nonce == "flood-499")?;
-    ensure!(
-        scene.ads.asked().iter().all(|asked| asked.nonce != "x1"),
-        "it answered what it never asked for"
-    );
-    assert_eq!(scene.served_by()?, "one");
-    traffic.end()?;
-    Ok(())
-}
-
-#[test]
 fn pods_stay_plain_until_the_first_configuration_has_come_whole() -> Result<()> {
     needs_root!(Ok(()));
     let testbed = Testbed::new()?;
@@ -500,6 +349,47 @@ fn each_pod_has_a_stream_as_a_sidecar_and_equal_pods_share_a_view() -> Result<()
         agent.reconfigure(&config(&[&a, &b]))?;
         eventually("b is back", PATIENCE, || serves(&b))?;
         traffic.end()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_removed_cluster_lives_until_its_last_request_has_left() -> Result<()> {
+    needs_root!(Ok(()));
+    for mode in ["delta", "sotw"] {
+        let scene = Scene::start(mode)?;
+        let url = format!("http://{}/", scene.vip);
+        std::thread::scope(|scope| {
+            let slow = scope.spawn(|| {
+                Curl::get(&scene.client, &url)
+                    .header("x-echo-delay-ms: 3000")
+                    .send()
+            });
+            let active = "envoy_cluster_upstream_rq_active{envoy_cluster_name=\"one\"}";
+            eventually("the request is in flight", PATIENCE, || {
+                common::metric(&scene.agent, active).is_ok_and(|active| active == 1)
+            })?;
+            scene.add_two();
+            scene.ads.change(|state| {
+                state.set(ROUTES, "web", &routes("web", "two"));
+                state.remove(CLUSTER, "one");
+                state.remove(ENDPOINTS, "one");
+            });
+            scene.eventually_served_by("two")?;
+            eventually("the cluster is gone", PATIENCE, || {
+                let dump = scene.agent.get("/config_dump?include_eds");
+                dump.is_ok_and(|page| {
+                    !page.body.contains("\"name\": \"one\"")
+                        && !page.body.contains("\"name\":\"one\"")
+                })
+            })?;
+            ensure!(!slow.is_finished(), "the request ended too early to tell");
+            let response = slow
+                .join()
+                .map_err(|_| anyhow::anyhow!("curl panicked"))??;
+            assert_eq!(response.echo()?.name, "one", "{mode}: {response:?}");
+            Ok(())
+        })?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! A management server that a test steers: resources, what is withheld, what is sent raw.
 
+mod security;
 mod state;
 mod stream;
 
@@ -13,10 +14,12 @@ use envoy_types::pb::google::protobuf::Any;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::Value;
 use tokio::sync::oneshot;
+use tonic::service::interceptor::InterceptedService;
 
 use state::Shared;
 use stream::Service;
 
+pub use security::Security;
 pub use state::{Asked, State};
 
 /// A running server. Ends when dropped.
@@ -24,6 +27,7 @@ pub use state::{Asked, State};
 pub struct Ads {
     state: Arc<Shared>,
     address: SocketAddr,
+    security: Security,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -48,7 +52,16 @@ impl Ads {
     /// # Errors
     /// No port is free.
     pub fn start() -> Result<Self> {
+        Self::secured(Security::default())
+    }
+
+    /// As [`Self::start`], over TLS, or for those who say who they are.
+    ///
+    /// # Errors
+    /// No port is free, or the certificates are wrong.
+    pub fn secured(security: Security) -> Result<Self> {
         let mut ads = Self {
+            security,
             state: Arc::default(),
             address: (Ipv4Addr::LOCALHOST, 0).into(),
             stop: None,
@@ -87,6 +100,13 @@ impl Ads {
         self.address = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel::<()>();
         let service = Service::new(self.state.clone());
+        let mut server = tonic::transport::Server::builder();
+        if let Some(tls) = self.security.tls() {
+            server = server
+                .tls_config(tls)
+                .context("the certificates are wrong")?;
+        }
+        let guard = self.security.guard();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -99,8 +119,8 @@ impl Ads {
                 let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
                 let service = AggregatedDiscoveryServiceServer::new(service)
                     .max_encoding_message_size(usize::MAX);
-                let serving = tonic::transport::Server::builder()
-                    .add_service(service)
+                let serving = server
+                    .add_service(InterceptedService::new(service, guard))
                     .serve_with_incoming(incoming);
                 tokio::select! {
                     _ = serving => {}
@@ -113,6 +133,11 @@ impl Ads {
         Ok(())
     }
 
+    /// How it is reached from the next [`Self::resume`] on.
+    pub fn secure(&mut self, security: Security) {
+        self.security = security;
+    }
+
     /// Changes what it serves, all at once.
     pub fn change(&self, change: impl FnOnce(&mut State)) {
         self.state.change(change);
@@ -121,6 +146,12 @@ impl Ads {
     /// Everything it was asked so far.
     pub fn asked(&self) -> Vec<Asked> {
         self.state.asked()
+    }
+
+    /// How many streams were opened so far.
+    pub fn streams(&self) -> u64 {
+        let asked = self.asked();
+        asked.iter().map(|asked| asked.stream).max().unwrap_or(0)
     }
 
     /// How many streams are open.

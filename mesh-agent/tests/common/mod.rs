@@ -3,7 +3,10 @@
 // Every test program uses its own part of it.
 #![allow(dead_code)]
 
+pub(crate) mod certs;
+pub(crate) mod raw_grpc;
 pub(crate) mod resources;
+pub(crate) mod scene;
 pub(crate) mod traffic;
 
 use std::fmt::Write as _;

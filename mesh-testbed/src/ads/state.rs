@@ -43,6 +43,8 @@ pub struct State {
     pub(super) only: BTreeMap<String, String>,
     pub(super) raw: Vec<Raw>,
     pub(super) version: u64,
+    /// Sends, and reads no requests.
+    pub(super) deaf: bool,
 }
 
 /// A response that is sent as it is to every stream.
@@ -113,6 +115,11 @@ impl State {
     /// As [`Self::send_delta`].
     pub fn send_sotw(&mut self, response: DiscoveryResponse) {
         self.raw.push(Raw::Sotw(response));
+    }
+
+    /// Sends, and reads no requests until it is told to again.
+    pub fn deaf(&mut self, deaf: bool) {
+        self.deaf = deaf;
     }
 
     /// Ends every stream in order.

@@ -299,8 +299,9 @@ async fn serve<Req, Res>(
 ) {
     let mut changes = told.state.changes();
     loop {
+        let deaf = told.state.lock().deaf;
         tokio::select! {
-            request = requests.message() => match request {
+            request = requests.message(), if !deaf => match request {
                 Ok(Some(request)) => ask(&mut told, request),
                 _ => return,
             },

@@ -20,6 +20,9 @@ mod route;
 mod tls;
 mod typed;
 
+#[cfg(test)]
+mod ignored_tests;
+
 use std::time::Duration;
 
 use envoy_types::pb::google::protobuf::{self, Any};

@@ -13,6 +13,10 @@ use crate::config::model::listener::{Listener, RouteSource, Terminal};
 use super::decode::{Decoded, Value};
 use super::types::{PerType, ResourceType};
 
+/// So many refusals are remembered: a server that sends rubbish under ever new names must not fill
+/// our memory with it.
+const MAX_REJECTED: usize = 10_000;
+
 /// One resource.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Entry {
@@ -195,7 +199,11 @@ impl Cache {
             reason: reason.to_owned(),
             at: SystemTime::now(),
         };
-        Arc::make_mut(&mut self.trouble.rejected).insert((kind, name.to_owned()), rejected);
+        let all = Arc::make_mut(&mut self.trouble.rejected);
+        all.insert((kind, name.to_owned()), rejected);
+        if all.len() > MAX_REJECTED {
+            all.pop_first();
+        }
     }
 
     /// The server says there is none. Says whether anything changed.
@@ -269,6 +277,11 @@ impl Cache {
     pub(super) fn wanted(&self, kind: ResourceType) -> BTreeSet<String> {
         let names = self.wanted.get(kind).keys();
         names.map(ToString::to_string).collect()
+    }
+
+    /// Whether a name was asked for.
+    pub(super) fn is_wanted(&self, kind: ResourceType, name: &str) -> bool {
+        kind.is_wildcard() || self.wanted.get(kind).contains_key(name)
     }
 
     /// Another number than before: [`Self::wanted`] says something else.

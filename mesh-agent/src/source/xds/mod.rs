@@ -5,6 +5,7 @@
 mod cache;
 mod decode;
 mod delta;
+mod diagnose;
 mod publish;
 mod session;
 mod sotw;
@@ -12,6 +13,7 @@ mod status;
 mod transport;
 mod types;
 mod views;
+mod wire;
 
 #[cfg(test)]
 mod tests;
@@ -21,17 +23,14 @@ use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
-use futures_util::FutureExt as _;
-use tokio::sync::{Notify, mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Streaming};
+use tokio::sync::{Notify, watch};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Channel;
 
 use crate::store::ResourceSet;
 
-use session::{Request, Response, Session};
+use session::Session;
+use wire::{Inbox, Outbox};
 
 pub use cache::{Key, Rejected, Trouble};
 pub use decode::Interner;
@@ -46,8 +45,6 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Responses taken before what they changed is published.
 const BATCH: usize = 64;
-/// Requests on their way to the server.
-const OUTGOING: usize = 64;
 
 /// What to ask whom for.
 #[derive(Debug, Clone)]
@@ -111,10 +108,20 @@ struct Follower {
 }
 
 /// How a stream ended.
+#[derive(Debug)]
 struct Ended {
     reason: String,
     /// It brought a response: the server is well, and may be asked again at once.
     fruitful: bool,
+}
+
+impl Ended {
+    fn barren(reason: String) -> Self {
+        Self {
+            reason,
+            fruitful: false,
+        }
+    }
 }
 
 impl Follower {
@@ -138,20 +145,20 @@ impl Follower {
                 tokio::time::sleep(jittered(FIRST_WAIT / 5)).await;
                 continue;
             }
-            let until = Instant::now() + jittered(wait);
+            let until = now() + jittered(wait);
             wait = (wait * 2).min(LONGEST_WAIT);
             // Time goes on for what waits.
             loop {
-                let now = Instant::now();
-                let next = self.session.next_timer(now).map_or(until, |t| t.min(until));
+                let next = self.session.next_timer(now());
+                let next = next.map_or(until, |timer| timer.min(until));
                 tokio::select! {
                     () = tokio::time::sleep_until(next.into()) => {}
                     () = self.publisher.published.closed() => return,
                 }
-                if Instant::now() >= until {
+                if now() >= until {
                     break;
                 }
-                self.session.expire(Instant::now());
+                self.session.expire(now());
                 self.publish();
             }
         }
@@ -163,7 +170,7 @@ impl Follower {
 }
 
 fn publish(session: &mut Session, publisher: &Publisher) {
-    let resources = session.publish(Instant::now());
+    let resources = session.publish(now());
     publisher.published.send_replace(Published {
         resources,
         complete: session.complete(),
@@ -179,18 +186,25 @@ fn jittered(wait: Duration) -> Duration {
 
 /// One stream, from connecting to its end.
 async fn stream(options: &Options, session: &mut Session, publisher: &Publisher) -> Ended {
-    let barren = |reason: String| Ended {
-        reason,
-        fruitful: false,
-    };
-    let channel = match options.server.connect().await {
+    let server = &options.server;
+    let channel = match server.connect().await {
         Ok(channel) => channel,
-        Err(error) => return barren(format!("{error:#}")),
+        Err(error) => return Ended::barren(diagnose::connecting(server, &error)),
     };
-    let token = match options.server.authorization() {
-        Ok(token) => token,
-        Err(error) => return barren(format!("{error:#}")),
-    };
+    match server.authorization() {
+        Ok(token) => converse(options, channel, token, session, publisher).await,
+        Err(error) => Ended::barren(format!("{error:#}")),
+    }
+}
+
+/// One stream on a connection.
+async fn converse(
+    options: &Options,
+    channel: Channel,
+    token: Option<MetadataValue<Ascii>>,
+    session: &mut Session,
+    publisher: &Publisher,
+) -> Ended {
     let authorize = move |mut request: tonic::Request<()>| {
         if let Some(token) = &token {
             request
@@ -201,26 +215,31 @@ async fn stream(options: &Options, session: &mut Session, publisher: &Publisher)
     };
     let mut client = AggregatedDiscoveryServiceClient::with_interceptor(channel, authorize)
         .max_decoding_message_size(options.max_message_bytes);
-    let first = session.opened(Instant::now());
-    let opening = Wire::open(options.mode, &mut client, first);
-    let mut opening = std::pin::pin!(opening);
-    let wire = loop {
+    let (mut outbox, requests) = wire::outbox();
+    outbox.push(session.opened());
+    let mut opening = std::pin::pin!(wire::open(options.mode, &mut client, requests));
+    let inbox = loop {
         // A server may take its time even to begin an answer; what waits goes on meanwhile.
         tokio::select! {
-            wire = opening.as_mut() => break wire,
-            () = until(session.next_timer(Instant::now())) => {
-                session.expire(Instant::now());
+            inbox = opening.as_mut() => break inbox,
+            expects = outbox.progress() => session.sent(&expects, now()),
+            () = until(session.next_timer(now())) => {
+                session.expire(now());
                 publish(session, publisher);
             }
         }
     };
-    let mut wire = match wire {
-        Ok(wire) => wire,
-        Err(status) => return barren(told(&status)),
-    };
-    let mut fruitful = false;
-    let reason = exchange(session, publisher, &mut wire, &mut fruitful).await;
-    Ended { reason, fruitful }
+    match inbox {
+        Ok(mut inbox) => {
+            exchange(&options.server, session, publisher, &mut inbox, &mut outbox).await
+        }
+        Err(status) => Ended::barren(diagnose::status(&options.server, &status)),
+    }
+}
+
+/// The clock of the timers.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// Sleeps until then; for ever without a time.
@@ -231,119 +250,55 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-/// Receives and answers until the stream ends; returns why it did.
+/// Receives and answers until the stream ends.
 async fn exchange(
+    server: &Server,
     session: &mut Session,
     publisher: &Publisher,
-    wire: &mut Wire,
-    fruitful: &mut bool,
-) -> String {
+    inbox: &mut Inbox,
+    outbox: &mut Outbox,
+) -> Ended {
+    let mut fruitful = false;
     publish(session, publisher);
     loop {
-        let mut next = tokio::select! {
-            received = wire.receive() => Some(received),
-            () = until(session.next_timer(Instant::now())) => None,
+        let received = tokio::select! {
+            received = inbox.receive() => received,
+            expects = outbox.progress() => {
+                session.sent(&expects, now());
+                continue;
+            }
+            () = until(session.next_timer(now())) => {
+                session.expire(now());
+                publish(session, publisher);
+                continue;
+            }
         };
+        let mut next = Some(received);
         let mut taken = 0;
         while let Some(received) = next.take() {
             let response = match received {
                 Ok(Some(response)) => response,
-                Ok(None) => return "the server closed the stream".into(),
-                Err(status) => return told(&status),
-            };
-            *fruitful = true;
-            for request in session.received(response, Instant::now()) {
-                if !wire.send(request).await {
-                    return "the server takes no more requests".into();
+                Ok(None) => {
+                    let reason = "the server closed the stream".into();
+                    return Ended { reason, fruitful };
                 }
-            }
+                Err(status) => {
+                    return Ended {
+                        // What cannot be taken is sent again by the next stream.
+                        fruitful: fruitful && !diagnose::is_indigestible(&status),
+                        reason: diagnose::status(server, &status),
+                    };
+                }
+            };
+            fruitful = true;
+            outbox.push(session.received(response));
             taken += 1;
             // What has arrived already belongs to the same change.
             if taken < BATCH {
-                next = wire.receive().now_or_never();
+                next = inbox.arrived();
             }
         }
-        session.expire(Instant::now());
+        session.expire(now());
         publish(session, publisher);
     }
-}
-
-type Client<I> = AggregatedDiscoveryServiceClient<
-    tonic::service::interceptor::InterceptedService<tonic::transport::Channel, I>,
->;
-
-/// Both directions of a stream.
-enum Wire {
-    Delta(
-        mpsc::Sender<DeltaDiscoveryRequest>,
-        Streaming<DeltaDiscoveryResponse>,
-    ),
-    Sotw(mpsc::Sender<DiscoveryRequest>, Streaming<DiscoveryResponse>),
-}
-
-impl Wire {
-    async fn open<I: tonic::service::Interceptor>(
-        mode: Mode,
-        client: &mut Client<I>,
-        first: Vec<Request>,
-    ) -> Result<Self, tonic::Status> {
-        match mode {
-            Mode::Delta => {
-                let (outgoing, requests) = mpsc::channel(OUTGOING);
-                for request in first {
-                    if let Request::Delta(request) = request {
-                        // An empty channel takes the few first ones.
-                        let _ = outgoing.try_send(request);
-                    }
-                }
-                let requests = ReceiverStream::new(requests);
-                let incoming = client.delta_aggregated_resources(requests).await?;
-                Ok(Self::Delta(outgoing, incoming.into_inner()))
-            }
-            Mode::Sotw => {
-                let (outgoing, requests) = mpsc::channel(OUTGOING);
-                for request in first {
-                    if let Request::Sotw(request) = request {
-                        let _ = outgoing.try_send(request);
-                    }
-                }
-                let requests = ReceiverStream::new(requests);
-                let incoming = client.stream_aggregated_resources(requests).await?;
-                Ok(Self::Sotw(outgoing, incoming.into_inner()))
-            }
-        }
-    }
-
-    /// The next message. Given up half way, none is lost.
-    async fn receive(&mut self) -> Result<Option<Response>, tonic::Status> {
-        Ok(match self {
-            Self::Delta(_, incoming) => incoming.message().await?.map(Response::Delta),
-            Self::Sotw(_, incoming) => incoming.message().await?.map(Response::Sotw),
-        })
-    }
-
-    /// Says whether the server still takes requests.
-    async fn send(&mut self, request: Request) -> bool {
-        match (self, request) {
-            (Self::Delta(outgoing, _), Request::Delta(request)) => {
-                outgoing.send(request).await.is_ok()
-            }
-            (Self::Sotw(outgoing, _), Request::Sotw(request)) => {
-                outgoing.send(request).await.is_ok()
-            }
-            // A session speaks one variant for its whole life.
-            _ => false,
-        }
-    }
-}
-
-/// What a gRPC status means to an operator.
-fn told(status: &tonic::Status) -> String {
-    let hint = match status.code() {
-        Code::Unimplemented => "; it may not speak this variant: --xds-mode sotw or delta",
-        Code::OutOfRange => "; --xds-max-message-mib sets what is taken",
-        Code::Unauthenticated | Code::PermissionDenied => "; see --xds-token and --xds-cert",
-        _ => "",
-    };
-    format!("{:?}: {}{hint}", status.code(), status.message())
 }

@@ -15,7 +15,7 @@ use prost::Message as _;
 
 use crate::store::ResourceSet;
 
-use super::cache::{Cache, Change};
+use super::cache::{Cache, Change, Key};
 use super::decode::{Interner, name_of};
 use super::delta::Delta;
 use super::publish::{Holds, publish, publish_endpoints};
@@ -50,6 +50,44 @@ pub(super) enum Request {
     Sotw(DiscoveryRequest),
 }
 
+/// A message to be sent.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Outgoing {
+    pub(super) request: Request,
+    /// What it asks for and nothing is known of; waited for from when it is
+    /// [sent](Session::sent).
+    pub(super) expects: Vec<Key>,
+}
+
+impl Outgoing {
+    /// Whether a server that gets this one does not need the older one: of one kind, and all that
+    /// the older one says is an answer, or said again.
+    pub(super) fn supersedes(&self, older: &Self) -> bool {
+        match (&self.request, &older.request) {
+            (Request::Delta(new), Request::Delta(old)) => {
+                new.type_url == old.type_url
+                    && !new.response_nonce.is_empty()
+                    && !old.response_nonce.is_empty()
+                    && old.resource_names_subscribe.is_empty()
+                    && old.resource_names_unsubscribe.is_empty()
+            }
+            // Each names all that is wanted.
+            (Request::Sotw(new), Request::Sotw(old)) => {
+                new.type_url == old.type_url && old.node.is_none()
+            }
+            _ => false,
+        }
+    }
+
+    /// One that nothing is waited for after.
+    fn answer(request: Request) -> Self {
+        Self {
+            request,
+            expects: Vec::new(),
+        }
+    }
+}
+
 /// A message from the server.
 #[derive(Debug, Clone)]
 pub(super) enum Response {
@@ -73,8 +111,9 @@ pub(super) struct Session {
     cache: Cache,
     /// Which version of what is wanted this stream was asked for.
     asked: PerType<Option<u64>>,
-    /// When what was asked for and did not come is taken not to exist.
-    expected: BTreeMap<(ResourceType, String), Instant>,
+    /// What was asked for and did not come, and when it is taken not to exist; `None`: the
+    /// request is not on its way yet.
+    expected: BTreeMap<Key, Option<Instant>>,
     /// Kinds of which a response came, on any stream.
     heard: PerType<bool>,
     holds: Holds,
@@ -119,7 +158,7 @@ impl Session {
     }
 
     /// A stream was opened; returns what to send.
-    pub(super) fn opened(&mut self, now: Instant) -> Vec<Request> {
+    pub(super) fn opened(&mut self) -> Vec<Outgoing> {
         let node = self.node.clone();
         self.stream = Some(match self.mode {
             Mode::Delta => Stream::Delta(Delta::new(node)),
@@ -129,7 +168,16 @@ impl Session {
         self.status.connected = true;
         self.status.since = Some(SystemTime::now());
         self.status.streams += 1;
-        self.ask(now)
+        self.ask()
+    }
+
+    /// A message went out: the server is given [`PATIENCE`] from now on.
+    pub(super) fn sent(&mut self, expects: &[Key], now: Instant) {
+        for key in expects {
+            if let Some(deadline) = self.expected.get_mut(key) {
+                deadline.get_or_insert(now + PATIENCE);
+            }
+        }
     }
 
     /// The stream ended. Everything it delivered stays in use.
@@ -142,7 +190,7 @@ impl Session {
     }
 
     /// Asks for what is wanted and was not asked for.
-    fn ask(&mut self, now: Instant) -> Vec<Request> {
+    fn ask(&mut self) -> Vec<Outgoing> {
         let mut requests = Vec::new();
         let Some(stream) = &mut self.stream else {
             return requests;
@@ -174,39 +222,49 @@ impl Session {
             let Some((request, names)) = asked else {
                 continue;
             };
-            requests.push(request);
-            for name in names {
-                if self
-                    .cache
-                    .get(kind, &name)
-                    .is_none_or(|entry| entry.good.is_none())
-                {
-                    self.expected.insert((kind, name), now + PATIENCE);
-                }
+            let unknown = |name: &String| {
+                let entry = self.cache.get(kind, name);
+                entry.is_none_or(|entry| entry.good.is_none())
+            };
+            let expects: Vec<Key> = names
+                .into_iter()
+                .filter(unknown)
+                .map(|name| (kind, name))
+                .collect();
+            for key in &expects {
+                self.expected.insert(key.clone(), None);
             }
+            requests.push(Outgoing { request, expects });
         }
         requests
     }
 
     /// A response came; returns what to send.
-    pub(super) fn received(&mut self, response: Response, now: Instant) -> Vec<Request> {
-        let mut requests = match response {
+    pub(super) fn received(&mut self, response: Response) -> Vec<Outgoing> {
+        let answer = match response {
             Response::Delta(response) => self.delta(&response),
             Response::Sotw(response) => self.sotw(&response),
         };
-        requests.extend(self.ask(now));
+        let mut requests: Vec<Outgoing> = answer.map(Outgoing::answer).into_iter().collect();
+        requests.extend(self.ask());
         requests
     }
 
-    fn delta(&mut self, response: &DeltaDiscoveryResponse) -> Vec<Request> {
+    fn delta(&mut self, response: &DeltaDiscoveryResponse) -> Option<Request> {
         let asked = |kind| matches!(&self.stream, Some(Stream::Delta(delta)) if delta.asked(kind));
         let Some(kind) = ResourceType::of(&response.type_url).filter(|kind| asked(*kind)) else {
             tracing::warn!(kind = %response.type_url, "the server sent what it was not asked for");
-            return Vec::new();
+            return None;
         };
         let mut errors = Vec::new();
         for resource in &response.resources {
             let taken = match &resource.resource {
+                // The type of a bare resource lies where the version of a wrapped one does.
+                _ if resource.name.is_empty() && resource.version.contains('/') => Err(
+                    "the server answers a delta request with the state of the world: \
+                     --xds-mode sotw"
+                        .into(),
+                ),
                 Some(any) => self.take(kind, &resource.name, &resource.version, any),
                 None => Err("the resource is empty".into()),
             };
@@ -216,18 +274,20 @@ impl Session {
             }
         }
         for name in &response.removed_resources {
-            self.expected.remove(&(kind, name.clone()));
-            self.cache.remove(kind, name);
+            if self.cache.is_wanted(kind, name) {
+                self.expected.remove(&(kind, name.clone()));
+                self.cache.remove(kind, name);
+            }
         }
         self.note(kind, &response.system_version_info, &errors);
-        vec![Request::Delta(Delta::answer(response, nack(&errors)))]
+        Some(Request::Delta(Delta::answer(response, nack(&errors))))
     }
 
-    fn sotw(&mut self, response: &DiscoveryResponse) -> Vec<Request> {
+    fn sotw(&mut self, response: &DiscoveryResponse) -> Option<Request> {
         let asked = |kind| matches!(&self.stream, Some(Stream::Sotw(sotw)) if sotw.asked(kind));
         let Some(kind) = ResourceType::of(&response.type_url).filter(|kind| asked(*kind)) else {
             tracing::warn!(kind = %response.type_url, "the server sent what it was not asked for");
-            return Vec::new();
+            return None;
         };
         let version = &response.version_info;
         let mut errors = Vec::new();
@@ -274,14 +334,10 @@ impl Session {
         let accepted = self.status.types.get(kind).version.clone();
         match &mut self.stream {
             Some(Stream::Sotw(sotw)) => {
-                vec![Request::Sotw(sotw.answer(
-                    kind,
-                    response,
-                    &accepted,
-                    nack(&errors),
-                ))]
+                let error = nack(&errors);
+                Some(Request::Sotw(sotw.answer(kind, response, &accepted, error)))
             }
-            _ => Vec::new(),
+            _ => None,
         }
     }
 
@@ -292,6 +348,10 @@ impl Session {
         version: &str,
         any: &Any,
     ) -> Result<(), String> {
+        // Nobody asked for it: there are servers that send all they have.
+        if !self.cache.is_wanted(kind, name) {
+            return Ok(());
+        }
         self.expected.remove(&(kind, name.to_owned()));
         let decoded = self.interner.decode(kind, name, any)?;
         self.cache.accept(kind, name, version, decoded);
@@ -321,7 +381,7 @@ impl Session {
 
     /// When [`Self::expire`] or [`Self::publish`] has something to do without a response.
     pub(super) fn next_timer(&self, now: Instant) -> Option<Instant> {
-        let expected = self.expected.values().min().copied();
+        let expected = self.expected.values().flatten().min().copied();
         expected.into_iter().chain(self.holds.next(now)).min()
     }
 
@@ -330,7 +390,7 @@ impl Session {
         let late: Vec<(ResourceType, String)> = self
             .expected
             .iter()
-            .filter(|(_, deadline)| **deadline <= now)
+            .filter(|(_, deadline)| deadline.is_some_and(|deadline| deadline <= now))
             .map(|(key, _)| key.clone())
             .collect();
         for (kind, name) in late {

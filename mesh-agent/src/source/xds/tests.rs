@@ -17,7 +17,7 @@ use prost::Message;
 
 use super::decode::Interner;
 use super::publish::HOLD;
-use super::session::{Mode, PATIENCE, Request, Response, Session};
+use super::session::{Mode, Outgoing, PATIENCE, Request, Response, Session};
 use super::types::ResourceType::{
     self, Cluster as Cds, Endpoint as Eds, Listener as Lds, Route as Rds,
 };
@@ -89,6 +89,8 @@ struct Side {
     session: Session,
     now: Instant,
     nonce: u32,
+    /// The connection takes no requests.
+    blocked: bool,
 }
 
 impl Side {
@@ -97,33 +99,47 @@ impl Side {
             session: Session::new(mode, Node::default(), "test".into(), Arc::default()),
             now: Instant::now(),
             nonce: 0,
+            blocked: false,
         }
     }
 
-    fn deltas(requests: Vec<Request>) -> Vec<DeltaDiscoveryRequest> {
-        let delta = |request| match request {
+    fn open(&mut self) -> Vec<Outgoing> {
+        let requests = self.session.opened();
+        self.send(requests)
+    }
+
+    fn send(&mut self, requests: Vec<Outgoing>) -> Vec<Outgoing> {
+        if !self.blocked {
+            for request in &requests {
+                self.session.sent(&request.expects, self.now);
+            }
+        }
+        requests
+    }
+
+    fn deltas(requests: Vec<Outgoing>) -> Vec<DeltaDiscoveryRequest> {
+        let delta = |outgoing: Outgoing| match outgoing.request {
             Request::Delta(request) => request,
-            Request::Sotw(_) => panic!("not delta: {request:?}"),
+            Request::Sotw(request) => panic!("not delta: {request:?}"),
         };
         requests.into_iter().map(delta).collect()
     }
 
-    fn sotws(requests: Vec<Request>) -> Vec<DiscoveryRequest> {
-        let sotw = |request| match request {
+    fn sotws(requests: Vec<Outgoing>) -> Vec<DiscoveryRequest> {
+        let sotw = |outgoing: Outgoing| match outgoing.request {
             Request::Sotw(request) => request,
-            Request::Delta(_) => panic!("not state of the world: {request:?}"),
+            Request::Delta(request) => panic!("not state of the world: {request:?}"),
         };
         requests.into_iter().map(sotw).collect()
     }
 
-    fn delta(
+    fn response(
         &mut self,
         kind: ResourceType,
         resources: &[(&str, &str, Any)],
-        removed: &[&str],
-    ) -> Vec<DeltaDiscoveryRequest> {
+    ) -> DeltaDiscoveryResponse {
         self.nonce += 1;
-        let response = DeltaDiscoveryResponse {
+        DeltaDiscoveryResponse {
             type_url: kind.url().into(),
             nonce: self.nonce.to_string(),
             resources: resources
@@ -135,10 +151,20 @@ impl Side {
                     ..Resource::default()
                 })
                 .collect(),
-            removed_resources: removed.iter().map(|name| (*name).into()).collect(),
             ..DeltaDiscoveryResponse::default()
-        };
-        let requests = self.session.received(Response::Delta(response), self.now);
+        }
+    }
+
+    fn delta(
+        &mut self,
+        kind: ResourceType,
+        resources: &[(&str, &str, Any)],
+        removed: &[&str],
+    ) -> Vec<DeltaDiscoveryRequest> {
+        let mut response = self.response(kind, resources);
+        response.removed_resources = removed.iter().map(|name| (*name).into()).collect();
+        let requests = self.session.received(Response::Delta(response));
+        let requests = self.send(requests);
         self.session.publish(self.now);
         Self::deltas(requests)
     }
@@ -157,7 +183,8 @@ impl Side {
             resources: resources.to_vec(),
             ..DiscoveryResponse::default()
         };
-        let requests = self.session.received(Response::Sotw(response), self.now);
+        let requests = self.session.received(Response::Sotw(response));
+        let requests = self.send(requests);
         self.session.publish(self.now);
         Self::sotws(requests)
     }
@@ -183,7 +210,7 @@ impl Side {
 #[test]
 fn a_delta_stream_begins_with_clusters_and_listeners() {
     let mut side = Side::new(Mode::Delta);
-    let first = Side::deltas(side.session.opened(side.now));
+    let first = Side::deltas(side.open());
     let kinds: Vec<&str> = first
         .iter()
         .map(|request| request.type_url.as_str())
@@ -200,7 +227,7 @@ fn a_delta_stream_begins_with_clusters_and_listeners() {
 #[test]
 fn names_are_asked_for_once_and_given_up_when_nobody_refers_to_them() {
     let mut side = Side::new(Mode::Delta);
-    side.session.opened(side.now);
+    side.open();
     let sent = side.delta(Cds, &[("a", "1", eds("a")), ("b", "1", eds("b"))], &[]);
     assert_eq!(sent.len(), 2, "{sent:?}");
     assert_eq!(
@@ -219,7 +246,7 @@ fn names_are_asked_for_once_and_given_up_when_nobody_refers_to_them() {
 fn what_is_right_of_a_response_is_taken_and_what_is_wrong_is_named() {
     for mode in [Mode::Delta, Mode::Sotw] {
         let mut side = Side::new(mode);
-        side.session.opened(side.now);
+        side.open();
         let wrong = any(
             Cds,
             &Cluster {
@@ -259,7 +286,7 @@ fn what_is_right_of_a_response_is_taken_and_what_is_wrong_is_named() {
 #[test]
 fn a_refused_version_leaves_the_one_before_in_use() {
     let mut side = Side::new(Mode::Sotw);
-    side.session.opened(side.now);
+    side.open();
     let good = any(
         Cds,
         &Cluster {
@@ -302,22 +329,22 @@ fn a_refused_version_leaves_the_one_before_in_use() {
 #[test]
 fn a_new_stream_tells_what_is_held_and_keeps_it_in_use() {
     let mut side = Side::new(Mode::Delta);
-    side.session.opened(side.now);
+    side.open();
     side.delta(Cds, &[("a", "7", eds("a"))], &[]);
     side.delta(Eds, &[("a", "8", endpoints("a", false))], &[]);
     side.session.closed("test".into());
     assert_eq!(side.clusters(), ["a"]);
-    let first = Side::deltas(side.session.opened(side.now));
+    let first = Side::deltas(side.open());
     let of = |kind: ResourceType| first.iter().find(|r| r.type_url == kind.url()).unwrap();
     assert_eq!(of(Cds).initial_resource_versions["a"], "7");
     assert_eq!(of(Eds).initial_resource_versions["a"], "8");
     assert_eq!(of(Eds).resource_names_subscribe, ["a"]);
 
     let mut side = Side::new(Mode::Sotw);
-    side.session.opened(side.now);
+    side.open();
     side.sotw(Cds, "7", &[eds("a")]);
     side.session.closed("test".into());
-    let first = Side::sotws(side.session.opened(side.now));
+    let first = Side::sotws(side.open());
     assert_eq!(
         (
             first[0].version_info.as_str(),
@@ -330,7 +357,7 @@ fn a_new_stream_tells_what_is_held_and_keeps_it_in_use() {
 #[test]
 fn a_cluster_waits_for_its_endpoints_but_not_for_ever() {
     let mut side = Side::new(Mode::Delta);
-    side.session.opened(side.now);
+    side.open();
     side.delta(Lds, &[], &[]);
     side.delta(Cds, &[("a", "1", eds("a")), ("b", "1", eds("b"))], &[]);
     assert!(side.clusters().is_empty() && !side.session.complete());
@@ -350,7 +377,7 @@ fn a_cluster_waits_for_its_endpoints_but_not_for_ever() {
 #[test]
 fn the_wait_begins_when_the_request_can_be_sent() {
     let mut side = Side::new(Mode::Delta);
-    side.session.opened(side.now);
+    side.open();
     side.delta(Cds, &[("a", "1", eds("a"))], &[]);
     side.session.closed("test".into());
     assert_eq!(
@@ -358,7 +385,7 @@ fn the_wait_begins_when_the_request_can_be_sent() {
         Some(HOLD)
     );
     side.wait(Duration::from_secs(1));
-    side.session.opened(side.now);
+    side.open();
     side.wait(PATIENCE - Duration::from_secs(1));
     assert!(side.session.cache_says_absent("a").is_none());
     side.wait(Duration::from_secs(2));
@@ -366,9 +393,80 @@ fn the_wait_begins_when_the_request_can_be_sent() {
 }
 
 #[test]
+fn each_resource_is_given_its_time_from_when_it_was_really_asked_for() {
+    let mut side = Side::new(Mode::Delta);
+    side.open();
+    side.delta(Lds, &[], &[]);
+    side.delta(Cds, &[("a", "1", eds("a"))], &[]);
+    side.wait(Duration::from_secs(10));
+    // The connection is full: the request for `b` waits for ten seconds.
+    side.blocked = true;
+    let response = side.response(Cds, &[("b", "1", eds("b"))]);
+    let requests = side.session.received(Response::Delta(response));
+    side.wait(Duration::from_secs(6));
+    assert_eq!(side.session.cache_says_absent("a"), Some(true));
+    assert_eq!(side.session.cache_says_absent("b"), None);
+    side.wait(Duration::from_secs(4));
+    side.blocked = false;
+    side.send(requests);
+    side.wait(PATIENCE - Duration::from_millis(1));
+    assert_eq!(side.session.cache_says_absent("b"), None);
+    side.wait(Duration::from_millis(1));
+    assert_eq!(side.session.cache_says_absent("b"), Some(true));
+    // What comes late is taken all the same.
+    side.delta(Eds, &[("b", "1", endpoints("b", false))], &[]);
+    assert_eq!(side.session.cache_says_absent("b"), Some(false));
+    assert!(
+        side.session
+            .status()
+            .trouble
+            .absent
+            .contains(&(Eds, "a".into()))
+    );
+}
+
+#[test]
+fn subscriptions_that_cross_a_response_carry_its_nonce() {
+    let mut side = Side::new(Mode::Sotw);
+    side.open();
+    side.sotw(Cds, "1", &[eds("a")]);
+    let sent = side.sotw(Eds, "1", &[endpoints("a", false)]);
+    let nonce = sent[0].response_nonce.clone();
+    // Another name is asked for: with the nonce of the last answer of that kind, not of clusters.
+    let sent = side.sotw(Cds, "2", &[eds("a"), eds("b")]);
+    assert_eq!(sent[1].type_url, Eds.url());
+    assert_eq!(sent[1].response_nonce, nonce);
+    assert_eq!(sent[1].resource_names, ["a", "b"]);
+    assert_eq!(sent[1].version_info, "1");
+    // The server had answered the older request meanwhile. It is acknowledged with the names of
+    // now, so that a server that dropped the request as stale learns of them.
+    let sent = side.sotw(Eds, "2", &[endpoints("a", true)]);
+    assert_eq!(sent[0].resource_names, ["a", "b"]);
+    assert_ne!(sent[0].response_nonce, nonce);
+}
+
+#[test]
+fn an_answer_in_the_other_variant_is_refused_and_named() {
+    // What a state-of-the-world response looks like to whoever expects changes.
+    let response = DiscoveryResponse {
+        version_info: "1".into(),
+        resources: vec![any(Cds, &Cluster::default())],
+        type_url: Cds.url().into(),
+        nonce: "1".into(),
+        ..DiscoveryResponse::default()
+    };
+    let seen = DeltaDiscoveryResponse::decode(response.encode_to_vec().as_slice()).unwrap();
+    let mut side = Side::new(Mode::Delta);
+    side.open();
+    let sent = Side::deltas(side.session.received(Response::Delta(seen)));
+    let error = sent[0].error_detail.clone().expect("a rejection").message;
+    assert!(error.contains("--xds-mode sotw"), "{error}");
+}
+
+#[test]
 fn routes_wait_for_clusters_and_removed_clusters_for_routes() {
     let mut side = Side::new(Mode::Delta);
-    side.session.opened(side.now);
+    side.open();
     let plain = |name: &str| {
         any(
             Cds,
@@ -422,7 +520,7 @@ fn equal_resources_are_one() {
             "test".into(),
             interner.clone(),
         );
-        side.session.opened(side.now);
+        side.open();
         side.delta(Cds, &[("a", "1", eds("a"))], &[]);
         side.delta(Eds, &[("a", "1", endpoints("a", true))], &[]);
         values.push(value(&mut side.session, side.now));
@@ -433,7 +531,7 @@ fn equal_resources_are_one() {
 #[test]
 fn a_resource_under_another_name_is_refused() {
     let mut side = Side::new(Mode::Delta);
-    side.session.opened(side.now);
+    side.open();
     let sent = side.delta(Cds, &[("other", "1", eds("a"))], &[]);
     let error = sent[0].error_detail.clone().unwrap().message;
     assert!(error.contains("its name inside is \"a\""), "{error}");
@@ -444,7 +542,7 @@ fn a_resource_under_another_name_is_refused() {
 #[test]
 fn what_nobody_asked_for_is_not_acknowledged() {
     let mut side = Side::new(Mode::Delta);
-    side.session.opened(side.now);
+    side.open();
     assert!(
         side.delta(Rds, &[("r", "1", routes("r", "a"))], &[])
             .is_empty()

@@ -40,8 +40,21 @@ impl Server {
             .with_context(|| format!("cannot reach the xDS server at {}", self.address))
     }
 
+    fn wants_tls(&self) -> bool {
+        self.ca.is_some() || self.identity.is_some()
+    }
+
+    /// Whether it is spoken to over TLS.
+    pub(super) fn is_secured(&self) -> bool {
+        match self.address.split_once(':') {
+            Some(("https", _)) => true,
+            Some(("http" | "unix", _)) => false,
+            _ => self.wants_tls(),
+        }
+    }
+
     fn endpoint(&self) -> anyhow::Result<Endpoint> {
-        let tls = self.ca.is_some() || self.identity.is_some();
+        let tls = self.wants_tls();
         let address = match self.address.split_once(':') {
             Some(("http" | "https" | "unix", _)) => self.address.clone(),
             _ if tls => format!("https://{}", self.address),

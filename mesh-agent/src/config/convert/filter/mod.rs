@@ -27,7 +27,7 @@ const ROUTER: &[&str] = &[
 ];
 
 /// HTTP filters accepted without effect: telemetry of others.
-const IGNORED: &[&str] = &[
+pub(super) const IGNORED: &[&str] = &[
     "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
     "istio.metadata_exchange",
     "istio.peer_metadata",
@@ -99,6 +99,13 @@ fn is_known(kind: &str) -> bool {
     matches!(kind, FAULT | CORS | RBAC | LOCAL_RATE_LIMIT | BUFFER)
 }
 
+/// Whether a filter type says who may do what, as far as its name tells: such a one is never left
+/// out, optional or not.
+fn decides_about_access(kind: &str) -> bool {
+    let parts = ["rbac", "auth", "jwt", "csrf"];
+    parts.iter().any(|part| kind.contains(part))
+}
+
 fn unsupported(filter: &pb::HttpFilter, kind: &str, path: &str, problems: &mut Problems) {
     if !filter.is_optional {
         problems.hint(
@@ -106,7 +113,7 @@ fn unsupported(filter: &pb::HttpFilter, kind: &str, path: &str, problems: &mut P
             format!("HTTP filter {} ({kind}) is not supported yet", filter.name),
             "remove it, or mark it is_optional if requests may pass without it",
         );
-    } else if kind.contains(".rbac.") || kind.contains("authz") || kind.contains("jwt") {
+    } else if decides_about_access(kind) {
         problems.push(
             path,
             format!(
