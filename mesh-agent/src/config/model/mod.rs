@@ -14,6 +14,7 @@ pub mod headers;
 pub mod listener;
 pub mod matcher;
 pub mod outlier;
+pub mod response_flag;
 pub mod retry;
 pub mod route;
 pub mod tls;

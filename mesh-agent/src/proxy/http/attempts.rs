@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::{HeaderValue, StatusCode};
 use tokio::time::{Instant, Sleep};
 
+use crate::config::model::response_flag::ResponseFlag;
 use crate::config::model::route::{Forward, WeightedCluster};
 use crate::proxy::lb::{self, Target};
 use crate::proxy::stats::count;
@@ -93,10 +94,11 @@ impl Attempts<'_> {
         let (mut reply, from) = loop {
             let breakers = self.cluster.breakers.of(self.forward.priority);
             let Some(serving) = Serving::begin(self.cluster, &target, self.forward.priority) else {
-                break (failed(Failure::Overflow, number > 1), Some(target));
+                break (failed(Failure::Overflow, number > 1, None), Some(target));
             };
+            self.exchange.record.attempt(&target, number);
             let Some(body) = source.body() else {
-                break (failed(Failure::Reset, number > 1), Some(target));
+                break (failed(Failure::Reset, number > 1, None), Some(target));
             };
             let outcome = self
                 .attempt(&serving, &mut request, body, &mut deadlines)
@@ -128,7 +130,10 @@ impl Attempts<'_> {
             };
             let Verdict::Again(wait) = verdict else {
                 expired = matches!(outcome, Outcome::Over(Reached::Stream));
-                let reply = self.stands(outcome, &serving, deadlines, &source, number > 1);
+                let mut reply = self.stands(outcome, &serving, deadlines, &source, number > 1);
+                if matches!(verdict, Verdict::LimitExceeded) {
+                    reply = reply.flagged(ResponseFlag::UpstreamRetryLimitExceeded);
+                }
                 break (reply, Some(target));
             };
             if let Outcome::Answered(answer) = &outcome {
@@ -239,13 +244,20 @@ impl Attempts<'_> {
                 if let Source::Kept(tape) = source {
                     tape.forget();
                 }
+                self.exchange.record.answered();
                 answered(answer, self.started, deadlines, serving)
             }
             Outcome::Failed(failure) => {
                 serving.failed();
-                failed(failure, retried)
+                failed(
+                    failure,
+                    retried,
+                    self.exchange.record.transport_failure().as_deref(),
+                )
             }
-            Outcome::PerTry => self.over(Reached::Request),
+            Outcome::PerTry => self
+                .over(Reached::Request)
+                .because("upstream_per_try_timeout"),
             Outcome::Over(reached) => {
                 serving.timed_out();
                 self.over(reached)
@@ -258,15 +270,24 @@ impl Attempts<'_> {
     /// The reply when a limit of the whole request was reached.
     fn over(&self, reached: Reached) -> Reply {
         match reached {
-            Reached::Request if self.timeouts.alt_response => local(StatusCode::NO_CONTENT, ""),
-            Reached::Request => local(StatusCode::GATEWAY_TIMEOUT, "upstream request timeout"),
+            Reached::Request => {
+                let reply = if self.timeouts.alt_response {
+                    local(StatusCode::NO_CONTENT, "")
+                } else {
+                    local(StatusCode::GATEWAY_TIMEOUT, "upstream request timeout")
+                };
+                reply
+                    .because("response_timeout")
+                    .flagged(ResponseFlag::UpstreamRequestTimeout)
+            }
             Reached::Stream => {
                 let status = if self.progress.ended() {
                     StatusCode::GATEWAY_TIMEOUT
                 } else {
                     StatusCode::REQUEST_TIMEOUT
                 };
-                let mut reply = local(status, "downstream duration timeout");
+                let mut reply =
+                    local(status, "downstream duration timeout").because("max_duration_timeout");
                 reply.grpc_status = Some(DEADLINE_EXCEEDED);
                 reply
             }
@@ -296,6 +317,8 @@ fn seen(outcome: &Outcome) -> Option<outlier::Outcome> {
 /// Envoy's answer when no endpoint is left.
 pub(super) fn none_healthy() -> Reply {
     local(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream")
+        .because("no_healthy_upstream")
+        .flagged(ResponseFlag::NoHealthyUpstream)
 }
 
 /// The limits of one attempt as they run. They begin with the end of the request.

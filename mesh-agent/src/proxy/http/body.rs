@@ -41,6 +41,8 @@ pub(super) struct Progress(Rc<Reading>);
 #[derive(Debug)]
 struct Reading {
     stage: Cell<Stage>,
+    /// Bytes of the body that came.
+    bytes: Cell<u64>,
     /// Who waits for the end; a body may be read by another task.
     waiting: RefCell<Option<Waker>>,
 }
@@ -53,6 +55,19 @@ enum Stage {
 }
 
 impl Progress {
+    /// Of a request without a body.
+    pub(super) fn nothing() -> Self {
+        Self::at(Stage::Ended)
+    }
+
+    fn at(stage: Stage) -> Self {
+        Self(Rc::new(Reading {
+            stage: Cell::new(stage),
+            bytes: Cell::new(0),
+            waiting: RefCell::default(),
+        }))
+    }
+
     /// Whether all of it was read.
     pub(super) fn ended(&self) -> bool {
         self.0.stage.get() == Stage::Ended
@@ -61,6 +76,16 @@ impl Progress {
     /// Whether the client broke the protocol or left in the middle of it.
     pub(super) fn broken(&self) -> bool {
         self.0.stage.get() == Stage::Broken
+    }
+
+    /// Bytes of the body that came.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.bytes.get()
+    }
+
+    /// Counts bytes that came after the body: what an upgraded connection carried.
+    pub(super) fn carried(&self, bytes: u64) {
+        self.0.bytes.set(self.0.bytes.get() + bytes);
     }
 
     /// Ready when the whole body was read.
@@ -102,10 +127,7 @@ impl RequestBody {
         let stage = if ended { Stage::Ended } else { Stage::Reading };
         Self {
             source,
-            progress: Progress(Rc::new(Reading {
-                stage: Cell::new(stage),
-                waiting: RefCell::default(),
-            })),
+            progress: Progress::at(stage),
         }
     }
 
@@ -169,6 +191,11 @@ impl Body for RequestBody {
             Source::Replay(replay) => return replay.poll_frame(cx),
             Source::Pieces(pieces) => pieces.pop_front().map(|piece| Ok(Frame::data(piece))),
         };
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.progress.carried(data.len() as u64);
+        }
         if matches!(frame, Some(Err(_))) {
             self.progress.set(Stage::Broken);
         } else if frame.is_none() || self.is_end_stream() {

@@ -10,6 +10,7 @@ use hyper::body::Body as _;
 
 use crate::config::model::headers::HeaderMutations;
 use crate::config::model::listener::{HttpConnectionManager, RouteSource, ServerHeader};
+use crate::config::model::response_flag::ResponseFlag;
 use crate::config::model::route::{
     Route, RouteAction, RouteConfiguration, VirtualHost, WeightedCluster,
 };
@@ -21,6 +22,7 @@ use super::body::{ProxyBody, RequestBody};
 use super::filters::{Answered, Call, Steps};
 use super::headers::{Facts, Side};
 use super::message::{Reply, Request, text};
+use super::record::{Ending, Record};
 use super::reply::{Refusal, for_grpc, is_grpc, local, with_body};
 use super::{Connection, date, headers, normal, redirect, router, upgrade};
 
@@ -32,11 +34,23 @@ impl AsRef<AtomicU64> for Active {
     }
 }
 
-/// Answers a request.
+/// Answers a request. Its record ends when the response has been sent.
 pub(super) async fn handle(
     connection: &Rc<Connection>,
     request: Request,
     body: RequestBody,
+) -> (Reply, Ending) {
+    let ending = Ending::new(Record::begin(connection, &request, body.progress()));
+    let mut reply = answer(connection, request, body, ending.record()).await;
+    ending.record().responds(&mut reply);
+    (reply, ending)
+}
+
+async fn answer(
+    connection: &Rc<Connection>,
+    request: Request,
+    body: RequestBody,
+    record: &Record,
 ) -> Reply {
     let stats = &connection.context.shared.stats;
     count(&stats.downstream_rq_total);
@@ -47,7 +61,7 @@ pub(super) async fn handle(
     let Some((view, hcm)) = connection.current() else {
         return local(StatusCode::SERVICE_UNAVAILABLE, "");
     };
-    let mut reply = respond(connection, &view, &hcm, request, body).await;
+    let mut reply = respond(connection, &view, &hcm, request, body, record).await;
     if progress.broken() && matches!(reply.body, ProxyBody::Own(_)) {
         // The client's own fault, not the upstream's.
         reply = Refusal::MALFORMED.reply();
@@ -67,13 +81,19 @@ pub(super) async fn handle(
 }
 
 /// The answer to what is no request.
-pub(super) fn refused(connection: &Connection, refusal: Refusal) -> Reply {
+pub(super) fn refused(
+    connection: &Rc<Connection>,
+    refusal: Refusal,
+    version: Version,
+) -> (Reply, Ending) {
     let stats = &connection.context.shared.stats;
     count(&stats.downstream_rq_total);
     count(&stats.downstream_rq_xx[4]);
     let mut reply = refusal.reply();
     complete(&mut reply, connection.first());
-    reply
+    let ending = Ending::new(Record::unread(connection, version));
+    ending.record().responds(&mut reply);
+    (reply, ending)
 }
 
 /// Headers every response gets.
@@ -103,6 +123,7 @@ pub(super) struct Exchange<'a> {
     pub(super) random: u64,
     /// Whose request it is, as trusted proxies say.
     pub(super) remote: IpAddr,
+    pub(super) record: &'a Record,
 }
 
 async fn respond(
@@ -111,13 +132,14 @@ async fn respond(
     hcm: &HttpConnectionManager,
     mut request: Request,
     body: RequestBody,
+    record: &Record,
 ) -> Reply {
     let (mut grpc, version) = (is_grpc(&request.headers), request.version);
     let mut reply = match normal::look(&request.path, hcm) {
         // A gRPC client follows no redirect.
         normal::Verdict::Redirect(path) if !grpc => redirect::to_path(&path),
         normal::Verdict::Redirect(_) | normal::Verdict::Reject => {
-            local(StatusCode::BAD_REQUEST, "")
+            local(StatusCode::BAD_REQUEST, "").because("path_normalization_failed")
         }
         verdict => {
             if let normal::Verdict::Use(path) = verdict {
@@ -125,7 +147,14 @@ async fn respond(
             }
             let remote = admit(&mut request, hcm, connection);
             grpc = is_grpc(&request.headers);
-            routed(connection, view, hcm, remote, request, body).await
+            let place = Place {
+                connection,
+                view,
+                hcm,
+                record,
+                remote,
+            };
+            routed(place, request, body).await
         }
     };
     if matches!(reply.body, ProxyBody::Own(_)) {
@@ -141,14 +170,24 @@ async fn respond(
     reply
 }
 
-async fn routed(
-    connection: &Rc<Connection>,
-    view: &Arc<View>,
-    hcm: &HttpConnectionManager,
+/// Where a request is routed.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    connection: &'a Rc<Connection>,
+    view: &'a Arc<View>,
+    hcm: &'a HttpConnectionManager,
+    record: &'a Record,
     remote: IpAddr,
-    mut request: Request,
-    mut body: RequestBody,
-) -> Reply {
+}
+
+async fn routed(place: Place<'_>, mut request: Request, mut body: RequestBody) -> Reply {
+    let Place {
+        connection,
+        view,
+        hcm,
+        record,
+        remote,
+    } = place;
     let stats = &connection.context.shared.stats;
     let routes = match &hcm.routes {
         RouteSource::Inline(routes) => Some(routes),
@@ -162,6 +201,9 @@ async fn routed(
         let view = router::View { request, random };
         Some((routes, router::route(routes, &view)?))
     });
+    if let Some((_, (_, route))) = matched {
+        record.routed(&route.name);
+    }
     let forward = matched.and_then(|(_, (_, route))| match &route.action {
         RouteAction::Forward(forward) => Some(&**forward),
         _ => None,
@@ -170,7 +212,7 @@ async fn routed(
         && let Some(wanted) = upgrade::wanted(&request)
         && !upgrade::allowed(wanted, hcm, forward)
     {
-        return local(StatusCode::FORBIDDEN, "");
+        return local(StatusCode::FORBIDDEN, "").because("upgrade_failed");
     }
     let mut steps = Steps::default();
     let mut answered = None;
@@ -181,6 +223,7 @@ async fn routed(
             routes: routes.map(|routes| &**routes),
             matched: matched.map(|(_, (host, route))| (&**host, &**route)),
             remote,
+            record,
         };
         match Box::pin(call.run(&mut request, &mut body, &mut steps)).await {
             Ok(()) => {}
@@ -192,6 +235,8 @@ async fn routed(
         let reply = answered.unwrap_or_else(|| {
             count(&stats.no_route);
             local(StatusCode::NOT_FOUND, "")
+                .because("route_not_found")
+                .flagged(ResponseFlag::NoRouteFound)
         });
         return steps.finish(reply);
     };
@@ -204,6 +249,7 @@ async fn routed(
         route,
         random,
         remote,
+        record,
     };
     if let Some(reply) = answered {
         return steps.finish(exchange.finish(reply, &request, None, "", None));
@@ -215,7 +261,8 @@ async fn routed(
             exchange.finish(reply, &request, None, "", None)
         }
         RouteAction::DirectResponse(direct) => {
-            let mut reply = with_body(direct.status, direct.body.clone());
+            let mut reply =
+                with_body(direct.status, direct.body.clone()).because("direct_response");
             if direct.status == StatusCode::CREATED || direct.status.is_redirection() {
                 redirect::locate(&mut reply, &request);
             }

@@ -6,6 +6,7 @@ use http::{HeaderValue, StatusCode, header};
 use tokio::time::Instant;
 
 use crate::config::model::cluster::LbPolicy;
+use crate::config::model::response_flag::ResponseFlag;
 use crate::config::model::route::{ClusterSpecifier, Forward};
 use crate::proxy::lb;
 use crate::proxy::stats::count;
@@ -15,7 +16,7 @@ use super::attempts::{Attempts, none_healthy};
 use super::body::{ProxyBody, RequestBody, Streamed, UpstreamStream};
 use super::exchange::{Exchange, announces_empty_body};
 use super::hash::{self, Hashed};
-use super::message::{Reply, Request, text};
+use super::message::{Reply, Request, Why, text};
 use super::reply::{local, with_body};
 use super::retry::Retry;
 use super::timeouts::{Deadlines, Timeouts};
@@ -43,9 +44,12 @@ impl Exchange<'_> {
         };
         let Some(cluster) = self.view.clusters.get(name) else {
             count(&stats.no_cluster);
-            let reply = local(forward.cluster_not_found_status, "");
+            let reply = local(forward.cluster_not_found_status, "")
+                .because("cluster_not_found")
+                .flagged(ResponseFlag::NoClusterFound);
             return self.finish(reply, &request, weighted, "", None);
         };
+        self.record.cluster(cluster);
         let name = &cluster.config.name;
         let asked = self
             .response_needs_request(weighted)
@@ -173,6 +177,7 @@ pub(super) fn answered(
             body: ProxyBody::Own(None),
             grpc_status: None,
             tunnel: body.into_tunnel().map(Box::new),
+            why: via_upstream(),
         };
     }
     headers::strip_hop_by_hop(&mut headers);
@@ -188,11 +193,19 @@ pub(super) fn answered(
         })),
         grpc_status: None,
         tunnel: None,
+        why: via_upstream(),
+    }
+}
+
+fn via_upstream() -> Why {
+    Why {
+        details: "via_upstream".into(),
+        ..Why::default()
     }
 }
 
 /// Envoy's answer when there is none from upstream.
-pub(super) fn failed(failure: Failure, retried: bool) -> Reply {
+pub(super) fn failed(failure: Failure, retried: bool, transport: Option<&str>) -> Reply {
     let reason = match failure {
         Failure::Connect => "remote connection failure",
         Failure::ConnectTimeout => "connection timeout",
@@ -201,7 +214,11 @@ pub(super) fn failed(failure: Failure, retried: bool) -> Reply {
         Failure::Refused => "remote refused stream reset",
         Failure::Protocol => "protocol error",
         Failure::Overflow => "overflow",
-        Failure::Client => return local(StatusCode::BAD_REQUEST, ""),
+        Failure::Client => {
+            return local(StatusCode::BAD_REQUEST, "")
+                .because("http1.codec_error")
+                .flagged(ResponseFlag::DownstreamProtocolError);
+        }
     };
     let status = match failure {
         Failure::Protocol => StatusCode::BAD_GATEWAY,
@@ -219,6 +236,14 @@ pub(super) fn failed(failure: Failure, retried: bool) -> Reply {
         )
         .into(),
     );
+    let transport = transport.map(|transport| format!("|{transport}"));
+    let details = format!(
+        "upstream_reset_before_response_started{{{reason}{}}}",
+        transport.unwrap_or_default()
+    );
+    reply = reply
+        .because(details.replace(' ', "_"))
+        .flagged(failure.flag());
     if failure == Failure::Overflow {
         let yes = HeaderValue::from_static("true");
         reply.headers.insert(headers::OVERLOADED, yes);

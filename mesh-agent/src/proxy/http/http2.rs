@@ -15,8 +15,9 @@ use crate::proxy::sniff::Prefixed;
 use crate::proxy::stats::count;
 use crate::proxy::stream::Stream;
 
-use super::body::{ProxyBody, RequestBody};
+use super::body::RequestBody;
 use super::message::{Metadata, Path, Reply, Request};
+use super::record::Told;
 use super::reply::Refusal;
 use super::{Connection, LocalExecutor, exchange};
 
@@ -53,25 +54,23 @@ pub(super) async fn serve(
     }
 }
 
-async fn answer(
-    connection: &Rc<Connection>,
-    request: http::Request<Incoming>,
-) -> Response<ProxyBody> {
+async fn answer(connection: &Rc<Connection>, request: http::Request<Incoming>) -> Response<Told> {
     let (parts, body) = request.into_parts();
     let head = parts.method == Method::HEAD;
-    let reply = match request_of(parts) {
+    let (reply, ending) = match request_of(parts) {
         Ok(request) => exchange::handle(connection, request, RequestBody::http2(body)).await,
-        Err(refusal) => exchange::refused(connection, refusal),
+        Err(refusal) => exchange::refused(connection, refusal, Version::HTTP_2),
     };
     let Reply {
         status,
         mut headers,
-        mut body,
+        body,
         ..
     } = reply;
+    let mut body = Told::new(body, ending);
     headers.remove(header::CONNECTION);
     if head {
-        body = ProxyBody::Own(None);
+        body.silence();
     }
     let mut response = Response::new(body);
     *response.status_mut() = status;

@@ -1,10 +1,13 @@
 //! A request on its way through, whichever protocol it came by.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+
+use crate::config::model::response_flag::{ResponseFlag, ResponseFlags};
 
 use super::body::ProxyBody;
 use super::h1::client::Tunnel;
@@ -36,6 +39,33 @@ pub(super) struct Reply {
     pub(super) grpc_status: Option<u16>,
     /// The upstream's side of an upgraded connection.
     pub(super) tunnel: Option<Box<Tunnel>>,
+    /// Why it is what it is.
+    pub(super) why: Why,
+}
+
+impl Reply {
+    /// With Envoy's response code details, as in `route_not_found`.
+    #[must_use]
+    pub(super) fn because(mut self, details: impl Into<Cow<'static, str>>) -> Self {
+        self.why.details = details.into();
+        self
+    }
+
+    /// With a response flag.
+    #[must_use]
+    pub(super) fn flagged(mut self, flag: ResponseFlag) -> Self {
+        self.why.flags.set(flag);
+        self
+    }
+}
+
+/// Why a response is what it is, in Envoy's words, for the access log and metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Why {
+    /// `%RESPONSE_FLAGS%`
+    pub(super) flags: ResponseFlags,
+    /// `%RESPONSE_CODE_DETAILS%`
+    pub(super) details: Cow<'static, str>,
 }
 
 /// A path with its query, as it stood on the wire: visible ASCII. CONNECT's is empty.

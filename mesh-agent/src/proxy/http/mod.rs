@@ -16,6 +16,7 @@ mod http2;
 mod message;
 mod normal;
 pub(super) mod pool;
+mod record;
 mod redirect;
 mod replay;
 mod reply;

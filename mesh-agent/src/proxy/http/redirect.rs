@@ -10,7 +10,7 @@ use super::rewrite;
 
 /// The answer that sends the client elsewhere.
 pub(super) fn reply(redirect: &Redirect, matcher: &PathMatcher, request: &Request) -> Reply {
-    let mut reply = local(redirect.status, "");
+    let mut reply = local(redirect.status, "").because("direct_response");
     if let Ok(location) = HeaderValue::try_from(location(redirect, matcher, request)) {
         reply.headers.insert(header::LOCATION, location);
     }
@@ -28,7 +28,7 @@ pub(super) fn locate(reply: &mut Reply, request: &Request) {
 
 /// The answer that sends the client to another path of the same host.
 pub(super) fn to_path(path: &Path) -> Reply {
-    let mut reply = local(StatusCode::TEMPORARY_REDIRECT, "");
+    let mut reply = local(StatusCode::TEMPORARY_REDIRECT, "").because("path_normalization_failed");
     if let Some(location) = path.to_value() {
         reply.headers.insert(header::LOCATION, location);
     }

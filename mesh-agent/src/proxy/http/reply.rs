@@ -6,7 +6,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::body::ProxyBody;
-use super::message::Reply;
+use crate::config::model::response_flag::ResponseFlag;
+
+use super::message::{Reply, Why};
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -20,6 +22,7 @@ pub(super) const DEADLINE_EXCEEDED: u16 = 4;
 pub(super) struct Refusal {
     status: StatusCode,
     text: &'static str,
+    details: &'static str,
 }
 
 impl Refusal {
@@ -28,17 +31,29 @@ impl Refusal {
 
     /// What Envoy's codec answers, with a text.
     pub(super) const fn codec(status: StatusCode, text: &'static str) -> Self {
-        Self { status, text }
+        Self {
+            status,
+            text,
+            details: "http1.codec_error",
+        }
     }
 
     /// What Envoy's connection manager answers, without one.
     pub(super) const fn request(status: StatusCode) -> Self {
-        Self { status, text: "" }
+        Self {
+            status,
+            text: "",
+            details: "missing_host_header",
+        }
     }
 
     /// The answer.
     pub(super) fn reply(self) -> Reply {
-        local(self.status, self.text)
+        let reply = local(self.status, self.text).because(self.details);
+        match self.text {
+            "" => reply,
+            _ => reply.flagged(ResponseFlag::DownstreamProtocolError),
+        }
     }
 }
 
@@ -60,6 +75,7 @@ pub(super) fn with_body(status: StatusCode, body: Bytes) -> Reply {
         body: ProxyBody::Own((!body.is_empty()).then_some(body)),
         grpc_status: None,
         tunnel: None,
+        why: Why::default(),
     }
 }
 

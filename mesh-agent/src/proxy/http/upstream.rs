@@ -7,6 +7,7 @@ use std::sync::Arc;
 use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 
 use crate::config::model::cluster::{Http2Options, RoutingPriority, UpstreamProtocol};
+use crate::config::model::response_flag::ResponseFlag;
 use crate::proxy::lb::{InFlight, Target};
 use crate::proxy::stats::count;
 use crate::proxy::tcp::{self, ConnectError, Open};
@@ -46,6 +47,20 @@ pub(super) enum Failure {
     Overflow,
     /// The client broke off.
     Client,
+}
+
+impl Failure {
+    /// Envoy: `Filter::streamResetReasonToResponseFlag`.
+    pub(super) fn flag(self) -> ResponseFlag {
+        match self {
+            Self::Connect | Self::ConnectTimeout => ResponseFlag::UpstreamConnectionFailure,
+            Self::Reset => ResponseFlag::UpstreamConnectionTermination,
+            Self::RemoteReset | Self::Refused => ResponseFlag::UpstreamRemoteReset,
+            Self::Protocol => ResponseFlag::UpstreamProtocolError,
+            Self::Overflow => ResponseFlag::UpstreamOverflow,
+            Self::Client => ResponseFlag::DownstreamProtocolError,
+        }
+    }
 }
 
 /// A request in flight, counted until its response's last byte.
@@ -286,7 +301,10 @@ impl Exchange<'_> {
                 ConnectError::Io(error) if error.kind() == io::ErrorKind::TimedOut => {
                     Failure::ConnectTimeout
                 }
-                ConnectError::Io(_) => Failure::Connect,
+                ConnectError::Io(error) => {
+                    self.record.transport_failed(&error.to_string());
+                    Failure::Connect
+                }
             }
         })
     }

@@ -24,9 +24,9 @@ use super::relay::Relay;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::proxy) struct Copied {
     /// Bytes from the client to the upstream.
-    pub(super) sent: u64,
+    pub(in crate::proxy) sent: u64,
     /// Bytes from the upstream to the client.
-    pub(super) received: u64,
+    pub(in crate::proxy) received: u64,
 }
 
 /// Copies both ways until both sides have ended, or nothing moved for `idle`. A side that is

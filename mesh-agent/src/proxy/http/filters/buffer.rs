@@ -30,7 +30,7 @@ pub(super) async fn gather(
         length += data.len();
         if length > limit {
             let status = StatusCode::PAYLOAD_TOO_LARGE;
-            let mut reply = local(status, "Payload Too Large");
+            let mut reply = local(status, "Payload Too Large").because("request_payload_too_large");
             let close = HeaderValue::from_static("close");
             reply.headers.insert(header::CONNECTION, close);
             return Err(Box::new(reply));

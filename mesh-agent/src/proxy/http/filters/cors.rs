@@ -68,7 +68,7 @@ pub(super) fn check(
     if !allowed && forward != Some(false) {
         return Ok(());
     }
-    let mut reply = local(StatusCode::OK, "");
+    let mut reply = local(StatusCode::OK, "").because("cors_response");
     let headers = &mut reply.headers;
     if allowed {
         grant(headers, &policies, origin.clone());

@@ -9,6 +9,7 @@ use http::{HeaderMap, StatusCode};
 
 use crate::config::model::Fraction;
 use crate::config::model::filter::fault::{AbortWith, Delay, Fault};
+use crate::config::model::response_flag::ResponseFlag;
 use crate::proxy::http::message::{Reply, Request};
 use crate::proxy::http::reply::local;
 use crate::proxy::http::router::header_matches;
@@ -61,6 +62,7 @@ pub(super) async fn inject(
         if active.is_none() {
             return Ok(());
         }
+        call.record.flag(ResponseFlag::DelayInjected);
         tokio::time::sleep(delay).await;
     }
     let Some(abort) = &fault.abort else {
@@ -85,7 +87,9 @@ pub(super) async fn inject(
         Some(active) => active,
         None => return Ok(()),
     };
-    let mut reply = local(status, "fault filter abort");
+    let mut reply = local(status, "fault filter abort")
+        .because("fault_filter_abort")
+        .flagged(ResponseFlag::FaultInjected);
     reply.grpc_status = grpc_status;
     Err(Box::new(reply))
 }

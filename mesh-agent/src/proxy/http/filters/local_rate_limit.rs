@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use crate::config::model::filter::local_rate_limit::LocalRateLimit;
 use crate::config::model::headers::{AppendAction, HeaderMutations, HeaderTemplate};
+use crate::config::model::response_flag::ResponseFlag;
 use crate::proxy::http::message::{Reply, Request};
 use crate::proxy::http::reply::local;
 
@@ -43,7 +44,9 @@ pub(super) fn check(
         );
         return Ok(());
     }
-    let mut reply = local(limit.status, "local_rate_limited");
+    let mut reply = local(limit.status, "local_rate_limited")
+        .because("local_rate_limited")
+        .flagged(ResponseFlag::RateLimited);
     reply.grpc_status = limit.as_resource_exhausted.then_some(RESOURCE_EXHAUSTED);
     put(&mut reply.headers, &limit.response_headers);
     Err(Box::new(reply))

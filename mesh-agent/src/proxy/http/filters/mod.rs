@@ -26,6 +26,7 @@ use crate::config::model::route::{Route, RouteAction, RouteConfiguration, Virtua
 use super::Connection;
 use super::body::RequestBody;
 use super::message::{Reply, Request};
+use super::record::Record;
 
 /// What a request meets filters with.
 pub(super) struct Call<'a> {
@@ -35,6 +36,7 @@ pub(super) struct Call<'a> {
     pub(super) matched: Option<(&'a VirtualHost, &'a Route)>,
     /// Whose request it is, as trusted proxies say.
     pub(super) remote: IpAddr,
+    pub(super) record: &'a Record,
 }
 
 /// A filter's answer.

@@ -75,6 +75,8 @@ pub(super) fn check(call: &Call<'_>, rbac: &Rbac, request: &Request) -> Result<(
         return Ok(());
     }
     tracing::debug!(policy = policy.map(|name| &**name), "access denied");
-    let reply = local(StatusCode::FORBIDDEN, "RBAC: access denied");
+    let policy = policy.map_or("none", |policy| policy);
+    let details = format!("rbac_access_denied_matched_policy[{policy}]").replace(' ', "_");
+    let reply = local(StatusCode::FORBIDDEN, "RBAC: access denied").because(details);
     Err(Box::new(reply))
 }

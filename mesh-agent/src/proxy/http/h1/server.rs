@@ -15,8 +15,9 @@ use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 use crate::config::model::listener::HttpConnectionManager;
-use crate::proxy::http::body::{Progress, ProxyBody, RequestBody};
+use crate::proxy::http::body::{Progress, RequestBody};
 use crate::proxy::http::message::Reply;
+use crate::proxy::http::record::Told;
 use crate::proxy::http::reply::Refusal;
 use crate::proxy::http::{Connection, alarm::Alarm, exchange};
 use crate::proxy::sniff::Prefixed;
@@ -162,7 +163,9 @@ pub(in crate::proxy::http) async fn serve(
                 After::Next => continue,
                 After::Close => return linger(&wire, hcm.delayed_close_timeout).await,
                 After::Abort => return worker::reset(wire.stream.borrow().tcp()),
-                After::Tunnel(tunnel) => return upgraded(connection, wire, *tunnel).await,
+                After::Tunnel(tunnel, told) => {
+                    return upgraded(connection, wire, *tunnel, told).await;
+                }
             }
         }
         return;
@@ -175,7 +178,7 @@ enum After {
     Close,
     /// The response could not be completed.
     Abort,
-    Tunnel(Box<super::client::Tunnel>),
+    Tunnel(Box<super::client::Tunnel>, Told),
 }
 
 /// Serves one request. `None`: the client is gone.
@@ -199,7 +202,7 @@ async fn one(
     let (method, version) = (request.method.clone(), request.version);
     let body = RequestBody::http1(wire.clone());
     let progress = body.progress();
-    let reply = {
+    let (reply, ending) = {
         // On its own: an idle connection need not make room for it.
         let mut handling = Box::pin(exchange::handle(connection, request, body));
         std::future::poll_fn(|cx| {
@@ -214,10 +217,11 @@ async fn one(
     let Reply {
         status,
         mut headers,
-        mut body,
+        body,
         tunnel,
         ..
     } = reply;
+    let mut body = Told::new(body, ending);
     // What follows CONNECT is not HTTP.
     let keep_alive = keep_alive
         && method != Method::CONNECT
@@ -225,7 +229,7 @@ async fn one(
     let length = frame(&mut headers, status, &method, version, &body, keep_alive);
     out.response(status, &headers);
     if length == Length::Without {
-        body = ProxyBody::Own(None);
+        body.silence();
     }
     if send(wire, out, &mut body, length == Length::Chunked)
         .await
@@ -234,7 +238,7 @@ async fn one(
         return Some(After::Abort);
     }
     if let Some(tunnel) = tunnel {
-        return Some(After::Tunnel(tunnel));
+        return Some(After::Tunnel(tunnel, body));
     }
     drop(body);
     if keep_alive && length != Length::Close && progress.ended() {
@@ -261,7 +265,7 @@ fn frame(
     status: StatusCode,
     method: &Method,
     version: Version,
-    body: &ProxyBody,
+    body: &Told,
     keep_alive: bool,
 ) -> Length {
     if version == Version::HTTP_10 && keep_alive {
@@ -294,12 +298,7 @@ fn frame(
 struct Broken;
 
 /// Writes what is gathered and the body. Everything there is goes out with one write.
-async fn send(
-    wire: &Wire,
-    out: &mut Out,
-    body: &mut ProxyBody,
-    chunked: bool,
-) -> Result<(), Broken> {
+async fn send(wire: &Wire, out: &mut Out, body: &mut Told, chunked: bool) -> Result<(), Broken> {
     let mut ended = body.is_end_stream();
     if ended && chunked {
         out.last_chunk();
@@ -395,12 +394,14 @@ async fn read_head(
 
 /// Answers what is no request and closes.
 async fn refuse(connection: &Rc<Connection>, wire: &Wire, refusal: Refusal, out: &mut Out) {
+    let (reply, ending) = exchange::refused(connection, refusal, Version::HTTP_11);
     let Reply {
         status,
         mut headers,
-        mut body,
+        body,
         ..
-    } = exchange::refused(connection, refusal);
+    } = reply;
+    let mut body = Told::new(body, ending);
     frame(
         &mut headers,
         status,
@@ -440,7 +441,12 @@ async fn linger(wire: &Wire, patience: Option<Duration>) {
 }
 
 /// Bytes both ways after an upgrade.
-async fn upgraded(connection: &Rc<Connection>, wire: Rc<Wire>, tunnel: super::client::Tunnel) {
+async fn upgraded(
+    connection: &Rc<Connection>,
+    wire: Rc<Wire>,
+    tunnel: super::client::Tunnel,
+    told: Told,
+) {
     let Some(wire) = Rc::into_inner(wire) else {
         return;
     };
@@ -449,5 +455,6 @@ async fn upgraded(connection: &Rc<Connection>, wire: Rc<Wire>, tunnel: super::cl
         return;
     }
     let downstream = Prefixed::with_prefix(stream, wire.buffer.into_inner().freeze());
-    tcp::copy(&connection.context, downstream, tunnel.stream, None).await;
+    let copied = tcp::copy(&connection.context, downstream, tunnel.stream, None).await;
+    told.carried(copied.received, copied.sent);
 }
