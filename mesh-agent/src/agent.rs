@@ -78,6 +78,7 @@ struct Agent {
 async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut rotated = signal(SignalKind::user_defined1())?;
     let (questions, mut asked) = mpsc::channel::<Question>(16);
     let (quit, mut quitting) = mpsc::channel(1);
     let (ready, readiness) = watch::channel(false);
@@ -185,6 +186,8 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
                 agent.tell_ready();
             }
             Some(question) = asked.recv() => agent.answer(question),
+            // As Envoy: access logs were moved away.
+            _ = rotated.recv() => agent.proxy.access_log().reopen(),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = quitting.recv() => break,
@@ -363,6 +366,10 @@ impl Agent {
         match question {
             Question::Page(page, answer) => drop(answer.send(state.render(page))),
             Question::ClientStatus(answer) => drop(answer.send(state.client_status())),
+            Question::ReopenLogs(answer) => {
+                self.proxy.access_log().reopen();
+                let _ = answer.send(());
+            }
         }
     }
 
@@ -426,6 +433,7 @@ impl StateHolder<'_> {
             datapath: &agent.datapath,
             workloads: agent.manager.status(),
             proxy: agent.proxy.stats(),
+            access_log: agent.proxy.access_log().stats(),
             telemetry: &agent.telemetry,
             dns: &agent.dns_stats,
             keeper: agent.keeper.as_ref(),

@@ -20,6 +20,7 @@ use crate::source::file::Reloads;
 use crate::source::xds::Published;
 use crate::store::ResourceSet;
 use crate::telemetry::Telemetry;
+use crate::telemetry::access_log::AccessLogStats;
 use crate::workload::WorkloadStatus;
 
 use super::config_dump::{Sources, config_dump};
@@ -75,6 +76,7 @@ impl Page {
 /certs             the pods' certificates
 /server_info       version and uptime
 /status            all that `mesh-agent status` shows
+POST /reopen_logs  open access logs anew, as SIGUSR1
 POST /quitquitquit drain and stop
 ";
 
@@ -131,6 +133,8 @@ pub struct State<'a> {
     pub workloads: Vec<WorkloadStatus>,
     /// The proxy's counters.
     pub proxy: &'a ProxyStats,
+    /// What became of lines of access logs.
+    pub access_log: &'a AccessLogStats,
     /// What became of connections.
     pub telemetry: &'a Telemetry,
     /// The name source's counters.
@@ -488,6 +492,15 @@ impl State<'_> {
             "counter",
             one(load(&proxy.panics)),
         );
+        let written = self.access_log;
+        for (name, counter) in [
+            ("mesh_access_log_lines_written_total", &written.written),
+            ("mesh_access_log_lines_dropped_total", &written.dropped),
+            ("mesh_access_log_lines_failed_total", &written.failed),
+            ("envoy_filesystem_reopen_failed", &written.reopen_failed),
+        ] {
+            family(name, "counter", one(load(counter)));
+        }
         type Read = fn(&crate::snapshot::cluster::ClusterStats) -> &AtomicU64;
         let per_cluster: [(&str, &str, Read); 21] = [
             ("upstream_cx_total", "counter", |stats| {

@@ -24,6 +24,8 @@ use super::pages::Page;
 pub enum Question {
     /// A page; its content type and text.
     Page(Page, oneshot::Sender<(&'static str, String)>),
+    /// Access logs are to be opened anew.
+    ReopenLogs(oneshot::Sender<()>),
     /// How the streams of the management server fare.
     ClientStatus(oneshot::Sender<ClientStatusResponse>),
 }
@@ -144,12 +146,20 @@ async fn answer(
     quit: &mpsc::Sender<()>,
 ) -> Response<Body> {
     let path = request.uri().path();
-    if path == "/quitquitquit" {
+    if path == "/quitquitquit" || path == "/reopen_logs" {
         if request.method() != Method::POST {
             return text(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "this changes something: POST it\n",
             );
+        }
+        if path == "/reopen_logs" {
+            let (sender, receiver) = oneshot::channel();
+            let _ = questions.send(Question::ReopenLogs(sender)).await;
+            return match receiver.await {
+                Ok(()) => text(StatusCode::OK, "OK\n"),
+                Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the agent stops\n"),
+            };
         }
         let _ = quit.send(()).await;
         return text(StatusCode::OK, "OK\n");

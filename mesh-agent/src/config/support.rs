@@ -23,8 +23,8 @@ const UNDERSTOOD: &[Entry] = &[
         "envoy.config.listener.v3.Listener",
         "name address additional_addresses filter_chains use_original_dst default_filter_chain \
          api_listener listener_filters listener_filters_timeout continue_on_listener_filters_timeout \
-         traffic_direction",
-        "stat_prefix metadata bind_to_port deprecated_v1 access_log connection_balance_config \
+         traffic_direction access_log",
+        "stat_prefix metadata bind_to_port deprecated_v1 connection_balance_config \
          max_connections_to_accept_per_socket_event enable_reuse_port reuse_port tcp_backlog_size per_connection_buffer_limit_bytes drain_type \
          ignore_global_conn_limit transparent freebind",
     ),
@@ -48,8 +48,9 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        "cluster weighted_clusters idle_timeout max_connect_attempts",
-        "stat_prefix access_log access_log_options",
+        "cluster weighted_clusters idle_timeout max_connect_attempts access_log",
+        // Entries are written at the end, whatever else is asked for.
+        "stat_prefix access_log_options",
     ),
     (
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight",
@@ -66,10 +67,26 @@ const UNDERSTOOD: &[Entry] = &[
          upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action \
          forward_client_cert_details set_current_client_cert_details \
          strip_matching_host_port \
-         strip_any_host_port via internal_address_config",
-        "stat_prefix access_log access_log_options tracing \
+         strip_any_host_port via internal_address_config access_log",
+        "stat_prefix access_log_options tracing \
          proxy_100_continue \
          request_id_extension stream_error_on_invalid_http_message",
+    ),
+    (
+        "envoy.config.accesslog.v3.AccessLog",
+        "name filter typed_config",
+        "",
+    ),
+    (
+        "envoy.extensions.access_loggers.file.v3.FileAccessLog",
+        "path format json_format typed_json_format log_format",
+        "",
+    ),
+    (
+        "envoy.config.core.v3.SubstitutionFormatString",
+        "text_format text_format_source json_format omit_empty_values formatters",
+        // Keys are always sorted.
+        "content_type json_format_options",
     ),
     (
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -15,6 +16,7 @@ use crate::snapshot::View;
 use crate::workload::Pod;
 
 use super::filter_chain::{self, Facts};
+use super::record::ConnectionRecord;
 use super::sniff::{Looking, Prefixed, sniff};
 use super::stats::count;
 use super::stream::Stream;
@@ -36,6 +38,14 @@ pub(super) struct Caught {
     pub(super) peer: SocketAddr,
     /// Where the client wanted to go.
     pub(super) destination: SocketAddr,
+    /// Its number among the connections of the agent.
+    pub(super) id: u64,
+}
+
+/// The next connection's number.
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Serves a connection to its end.
@@ -76,6 +86,7 @@ pub(super) async fn serve(
         kind,
         peer,
         destination,
+        id: next_id(),
     };
     if kind == ListenerKind::Inbound && !caught.pod.ips.contains(&caught.destination.ip()) {
         // Dialled on 15006 through another address, or on loopback: nothing was steered here.
@@ -119,6 +130,8 @@ async fn listened(
         server_name: None,
         application_protocols: Vec::new(),
     };
+    let mut record = ConnectionRecord::begin(&context, &caught);
+    record.tell(&listener.access_logs);
     let mut stream = Prefixed::new(stream);
     let port = facts.destination.port();
     let wanted = Looking {
@@ -135,9 +148,14 @@ async fn listened(
     }
     let Some(chain) = filter_chain::select(&listener, &facts) else {
         count(&context.shared.stats.no_filter_chain_match);
+        record.unmatched();
         return reset(stream.get_ref());
     };
     let chain: &FilterChain = chain;
+    record.chain(&chain.name);
+    if let Terminal::Tcp(proxy) = &chain.terminal {
+        record.tell(&proxy.access_logs);
+    }
     tracing::debug!(
         peer = %caught.peer,
         destination = %caught.destination,
@@ -173,13 +191,17 @@ async fn listened(
             }
         }
     };
+    record.peer(&peer);
     let server_name = facts.server_name.as_deref().unwrap_or_default();
-    if !authz::allows(chain, &caught, server_name, peer.names.as_deref()) {
+    if let Err(policy) = authz::allows(chain, &caught, server_name, peer.names.as_deref()) {
+        record.denied(&policy);
         count(&context.shared.stats.rbac_denied);
         return reset(stream.get_ref().tcp());
     }
     match &chain.terminal {
-        Terminal::Tcp(proxy) => tcp::serve(&context, &caught, view, proxy, stream).await,
+        Terminal::Tcp(proxy) => {
+            tcp::serve(&context, &caught, view, proxy, stream, &mut record).await;
+        }
         Terminal::Http(hcm) => {
             let place = http::Place {
                 listener: listener.name.clone(),

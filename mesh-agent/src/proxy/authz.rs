@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::config::model::Name;
 use crate::config::model::filter::rbac::Facts;
 use crate::config::model::listener::FilterChain;
 use crate::config::model::matcher::{HeaderMatcher, MetadataMatcher};
@@ -50,31 +51,33 @@ impl Facts for Connection<'_> {
     }
 }
 
-/// Whether every filter of the chain lets the connection in. `peer_names` are those of a
+/// Whether every filter of the chain lets the connection in; `Err`: the policy that denies it.
+/// `peer_names` are those of a
 /// certificate that was verified; `None`: there is none.
 pub(super) fn allows(
     chain: &FilterChain,
     caught: &Caught,
     server_name: &str,
     peer_names: Option<&[Arc<str>]>,
-) -> bool {
+) -> Result<(), Name> {
     let connection = Connection {
         caught,
         server_name,
         peer_names,
     };
-    chain.rbac.iter().all(|rbac| {
+    for rbac in &chain.rbac {
         if let Some(shadow) = &rbac.shadow {
             let (allowed, policy) = shadow.allow(&connection);
             tracing::debug!(peer = %caught.peer, destination = %caught.destination, allowed, ?policy, "shadow rules");
         }
         let Some(rules) = &rbac.rules else {
-            return true;
+            continue;
         };
         let (allowed, policy) = rules.allow(&connection);
         if !allowed {
             tracing::debug!(peer = %caught.peer, destination = %caught.destination, ?policy, "access denied");
+            return Err(policy.cloned().unwrap_or_else(|| "none".into()));
         }
-        allowed
-    })
+    }
+    Ok(())
 }

@@ -8,6 +8,7 @@ mod authz;
 mod filter_chain;
 mod http;
 mod lb;
+mod record;
 mod sniff;
 pub mod stats;
 mod stream;
@@ -26,9 +27,11 @@ use tokio::sync::mpsc;
 
 use crate::identity::SharedCredentials;
 use crate::snapshot::SharedSnapshot;
+use crate::telemetry::access_log::AccessLogWriter;
 use crate::workload::{Pod, PodId};
 
 pub use stats::ProxyStats;
+pub(crate) use tls::Certificate;
 use worker::{Command, Shared};
 
 /// Tells where a caught connection was going.
@@ -62,6 +65,8 @@ pub struct PodListener {
 pub struct Proxy {
     workers: Vec<Worker>,
     stats: Arc<ProxyStats>,
+    /// Ends after the workers.
+    access_log: AccessLogWriter,
     _sweeper: Sweeper,
 }
 
@@ -113,6 +118,7 @@ impl Proxy {
         trust_domain: Arc<str>,
     ) -> io::Result<Self> {
         let stats = Arc::new(ProxyStats::default());
+        let access_log = AccessLogWriter::start()?;
         let workers = (0..concurrency.max(1))
             .map(|index| {
                 let shared = Shared {
@@ -121,6 +127,7 @@ impl Proxy {
                     stats: stats.clone(),
                     credentials: credentials.clone(),
                     trust_domain: trust_domain.clone(),
+                    access_log: access_log.logger(),
                 };
                 let (commands, receiver) = mpsc::unbounded_channel();
                 let thread = thread::Builder::new()
@@ -136,6 +143,7 @@ impl Proxy {
         Ok(Self {
             workers,
             stats,
+            access_log,
             _sweeper: sweeper,
         })
     }
@@ -173,6 +181,11 @@ impl Proxy {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         true
+    }
+
+    /// The writer of access logs.
+    pub fn access_log(&self) -> &AccessLogWriter {
+        &self.access_log
     }
 
     /// Counters of the whole proxy.

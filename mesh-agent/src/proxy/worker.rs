@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::identity::SharedCredentials;
 use crate::snapshot::{SharedSnapshot, View};
+use crate::telemetry::access_log::AccessLogger;
 use crate::workload::{Pod, PodId};
 
 use super::http::pool::Pool;
@@ -44,6 +45,7 @@ pub(super) struct Shared {
     pub(super) stats: Arc<ProxyStats>,
     pub(super) credentials: SharedCredentials,
     pub(super) trust_domain: Arc<str>,
+    pub(super) access_log: AccessLogger,
 }
 
 impl Shared {

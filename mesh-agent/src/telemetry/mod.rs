@@ -3,8 +3,10 @@
 //! Records come from the kernel's ring buffer, which a thread of its own reads several times a
 //! second; nothing here is on the way of a connection.
 
+pub mod access_log;
 mod denied;
 mod labels;
+pub mod peer;
 mod pods;
 mod reader;
 mod tcp;

@@ -15,7 +15,7 @@ use crate::config::model::listener::{
     ServerHeader, StripPort,
 };
 
-use super::{Problems, address, alpn, filter, route, timeout};
+use super::{Problems, access_log, address, alpn, filter, route, timeout};
 
 pub(super) fn convert(
     message: &pb::HttpConnectionManager,
@@ -90,6 +90,7 @@ pub(super) fn convert(
     );
     let alpn = alpn::convert(&message.http_filters, path, problems);
     let http_filters = filter::chain(&message.http_filters, path, problems);
+    let access_logs = access_log::convert(&message.access_log, path, problems);
     Some(HttpConnectionManager {
         stat_prefix: message.stat_prefix.as_str().into(),
         codec: match CodecType::try_from(message.codec_type) {
@@ -187,6 +188,7 @@ pub(super) fn convert(
         delayed_close_timeout,
         http_filters,
         alpn,
+        access_logs,
     })
 }
 

@@ -147,7 +147,7 @@ fn template(text: &str, path: &str, problems: &mut Problems) -> Option<HeaderTem
 }
 
 /// Splits a format string. Texts next to each other are one.
-fn parse_format(text: &str) -> Result<Vec<FormatPart>, String> {
+pub(super) fn parse_format(text: &str) -> Result<Vec<FormatPart>, String> {
     let mut parts = Vec::new();
     let mut literal = String::new();
     let mut rest = text;

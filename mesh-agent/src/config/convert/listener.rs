@@ -21,8 +21,8 @@ use crate::config::model::listener::{
 };
 
 use super::{
-    Converted, IGNORED_NETWORK_FILTERS, Problems, address, decode, hcm, inspectors, is_one_of,
-    network_rbac, timeout, tls, type_name, typed,
+    Converted, IGNORED_NETWORK_FILTERS, Problems, access_log, address, decode, hcm, inspectors,
+    is_one_of, network_rbac, timeout, tls, type_name, typed,
 };
 
 const HCM: &str =
@@ -115,6 +115,7 @@ fn convert(message: &pb::Listener, problems: &mut Problems) -> Listener {
             problems,
         ),
         continue_on_listener_filters_timeout: message.continue_on_listener_filters_timeout,
+        access_logs: access_log::convert(&message.access_log, "", problems),
     }
 }
 
@@ -330,5 +331,6 @@ fn tcp_proxy(message: &tcp::TcpProxy, path: &str, problems: &mut Problems) -> Op
             .max_connect_attempts
             .as_ref()
             .map_or(1, |attempts| attempts.value.max(1)),
+        access_logs: access_log::convert(&message.access_log, path, problems),
     })
 }

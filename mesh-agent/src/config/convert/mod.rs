@@ -2,6 +2,7 @@
 //!
 //! They serve the file source and the xDS client alike.
 
+mod access_log;
 mod address;
 mod alpn;
 mod cluster;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::Name;
+use super::access_log::AccessLogs;
 use super::filter::HttpFilter;
 use super::filter::rbac::Rbac;
 use super::route::{RouteConfiguration, WeightedCluster};
@@ -38,6 +39,8 @@ pub struct Listener {
     pub listener_filters_timeout: Option<Duration>,
     /// Go on without the sniffed facts after the timeout instead of closing.
     pub continue_on_listener_filters_timeout: bool,
+    /// What is written of its connections.
+    pub access_logs: Arc<AccessLogs>,
 }
 
 /// An address a listener answers for.
@@ -213,6 +216,8 @@ pub struct TcpProxy {
     pub idle_timeout: Option<Duration>,
     /// How often a connect is tried. At least 1.
     pub max_connect_attempts: u32,
+    /// What is written of its connections.
+    pub access_logs: Arc<AccessLogs>,
 }
 
 /// A destination of a [`TcpProxy`].
@@ -301,6 +306,8 @@ pub struct HttpConnectionManager {
     /// What requests offer in TLS handshakes with endpoints, instead of what the cluster says
     /// (`istio.alpn`).
     pub alpn: Option<Arc<AlpnOverride>>,
+    /// What is written of its requests.
+    pub access_logs: Arc<AccessLogs>,
 }
 
 /// Protocols offered in TLS handshakes; `None`: those of the cluster.

@@ -1,5 +1,6 @@
 //! Matchers that several resources share: strings, headers, query parameters.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::HeaderName;
@@ -117,6 +118,31 @@ pub struct HeaderMatcher {
     pub invert: bool,
     /// A missing header counts as an empty value instead of a mismatch.
     pub treat_missing_as_empty: bool,
+}
+
+impl HeaderMatcher {
+    /// Whether it matches a header with these values. One that came several times matches if one
+    /// of its values does; inversion comes last (Envoy 1.40).
+    pub fn matches<'a>(&self, values: impl Iterator<Item = Cow<'a, str>>) -> bool {
+        let mut values = values.peekable();
+        let missing = values.peek().is_none();
+        let matched = match &self.condition {
+            HeaderCondition::Present(present) => {
+                let there = !missing || self.treat_missing_as_empty;
+                there == *present
+            }
+            // A missing header never matches a value, inverted or not.
+            _ if missing && !self.treat_missing_as_empty => return false,
+            HeaderCondition::Value(text) if missing => text.matches(""),
+            HeaderCondition::Value(text) => values.any(|value| text.matches(&value)),
+            HeaderCondition::Range { start, end } => values.any(|value| {
+                value
+                    .parse()
+                    .is_ok_and(|number: i64| (*start..*end).contains(&number))
+            }),
+        };
+        matched != self.invert
+    }
 }
 
 /// A header as matchers and formatters name it.

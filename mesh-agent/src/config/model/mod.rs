@@ -5,6 +5,7 @@
 //! once per configuration (regexes, header names, percentages) is compiled here, so that nothing
 //! is left to do per request.
 
+pub mod access_log;
 pub mod cluster;
 pub mod domains;
 pub mod endpoint;

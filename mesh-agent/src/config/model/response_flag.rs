@@ -71,51 +71,66 @@ impl ResponseFlag {
     }
 }
 
-/// A set of flags; nearly always empty.
+/// Bits that a flag's number takes.
+const WIDTH: u32 = 5;
+
+/// A set of flags, in the order in which they were set; nearly always empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
-pub struct ResponseFlags(u32);
+pub struct ResponseFlags {
+    bits: u32,
+    /// Their numbers, the first one lowest; the twelve that fit are more than come together.
+    order: u64,
+}
 
 impl ResponseFlags {
     /// None of them.
-    pub const NONE: Self = Self(0);
+    pub const NONE: Self = Self { bits: 0, order: 0 };
 
     /// Adds a flag.
     pub fn set(&mut self, flag: ResponseFlag) {
-        self.0 |= flag.bit();
+        if self.has(flag) {
+            return;
+        }
+        let at = self.bits.count_ones() * WIDTH;
+        self.bits |= flag.bit();
+        self.order |= (flag as u64).checked_shl(at).unwrap_or(0);
     }
 
     /// Adds all flags of another set.
     pub fn add(&mut self, other: Self) {
-        self.0 |= other.0;
+        other.iter().for_each(|flag| self.set(flag));
     }
 
     /// Whether a flag is set.
     pub fn has(self, flag: ResponseFlag) -> bool {
-        self.0 & flag.bit() != 0
+        self.bits & flag.bit() != 0
     }
 
     /// Whether the sets have a flag in common.
     pub fn meets(self, other: Self) -> bool {
-        self.0 & other.0 != 0
+        self.bits & other.bits != 0
     }
 
     /// Whether there is none.
     pub fn is_empty(self) -> bool {
-        self.0 == 0
+        self.bits == 0
     }
 
-    /// The flags that are set, in Envoy's order.
+    /// The flags that are set, the first one first.
     pub fn iter(self) -> impl Iterator<Item = ResponseFlag> {
-        ResponseFlag::ALL
-            .iter()
-            .copied()
-            .filter(move |flag| self.has(*flag))
+        let known = self.bits.count_ones().min(u64::BITS / WIDTH);
+        (0..known).filter_map(move |at| {
+            let number = self.order >> (at * WIDTH) & ((1 << WIDTH) - 1);
+            ResponseFlag::ALL.get(number as usize).copied()
+        })
     }
 }
 
 impl From<ResponseFlag> for ResponseFlags {
     fn from(flag: ResponseFlag) -> Self {
-        Self(flag.bit())
+        let mut set = Self::NONE;
+        set.set(flag);
+        set
     }
 }
 
@@ -144,14 +159,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_are_told_in_envoys_order() {
+    fn flags_are_told_in_the_order_they_were_set_in() {
         let flags: ResponseFlags = [
             ResponseFlag::UpstreamRetryLimitExceeded,
             ResponseFlag::UpstreamConnectionFailure,
         ]
         .into_iter()
         .collect();
-        assert_eq!(flags.to_string(), "UF,URX");
+        assert_eq!(flags.to_string(), "URX,UF");
+        let mut more = ResponseFlags::from(ResponseFlag::UnconditionalDropOverload);
+        more.add(flags);
+        more.set(ResponseFlag::UnconditionalDropOverload);
+        assert_eq!(more.to_string(), "UDO,URX,UF");
         assert_eq!(ResponseFlags::NONE.to_string(), "");
         for flag in ResponseFlag::ALL {
             assert_eq!(ResponseFlag::of(flag.short()), Some(*flag));

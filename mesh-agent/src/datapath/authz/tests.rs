@@ -45,6 +45,7 @@ fn chain(port: Option<u16>, rbac: Vec<Rbac>) -> FilterChain {
             clusters: Vec::new(),
             idle_timeout: None,
             max_connect_attempts: 1,
+            access_logs: Arc::default(),
         })),
         transport: DownstreamTransport::Plain,
     }
@@ -61,6 +62,7 @@ fn listener(chains: Vec<FilterChain>) -> Listener {
         inspect: Inspectors::default(),
         listener_filters_timeout: None,
         continue_on_listener_filters_timeout: false,
+        access_logs: Arc::default(),
     }
 }
 

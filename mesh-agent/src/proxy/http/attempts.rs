@@ -130,10 +130,11 @@ impl Attempts<'_> {
             };
             let Verdict::Again(wait) = verdict else {
                 expired = matches!(outcome, Outcome::Over(Reached::Stream));
-                let mut reply = self.stands(outcome, &serving, deadlines, &source, number > 1);
                 if matches!(verdict, Verdict::LimitExceeded) {
-                    reply = reply.flagged(ResponseFlag::UpstreamRetryLimitExceeded);
+                    let flag = ResponseFlag::UpstreamRetryLimitExceeded;
+                    self.exchange.record.flag(flag);
                 }
+                let reply = self.stands(outcome, &serving, deadlines, &source, number > 1);
                 break (reply, Some(target));
             };
             if let Outcome::Answered(answer) = &outcome {
@@ -190,6 +191,7 @@ impl Attempts<'_> {
         if let Some(authority) = rewrite::authority_of(self.forward, self.weighted, target) {
             request.authority = authority;
         }
+        self.exchange.record.keep(request);
     }
 
     async fn attempt(

@@ -6,6 +6,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -43,6 +44,8 @@ struct Reading {
     stage: Cell<Stage>,
     /// Bytes of the body that came.
     bytes: Cell<u64>,
+    /// When the last one did; `None`: there was no body, or it has not ended.
+    ended: Cell<Option<Instant>>,
     /// Who waits for the end; a body may be read by another task.
     waiting: RefCell<Option<Waker>>,
 }
@@ -55,15 +58,16 @@ enum Stage {
 }
 
 impl Progress {
-    /// Of a request without a body.
-    pub(super) fn nothing() -> Self {
-        Self::at(Stage::Ended)
+    /// Of what is no request.
+    pub(super) fn unread() -> Self {
+        Self::at(Stage::Reading)
     }
 
     fn at(stage: Stage) -> Self {
         Self(Rc::new(Reading {
             stage: Cell::new(stage),
             bytes: Cell::new(0),
+            ended: Cell::new(None),
             waiting: RefCell::default(),
         }))
     }
@@ -88,6 +92,11 @@ impl Progress {
         self.0.bytes.set(self.0.bytes.get() + bytes);
     }
 
+    /// When the last byte of the body came.
+    pub(super) fn ended_at(&self) -> Option<Instant> {
+        self.0.ended.get()
+    }
+
     /// Ready when the whole body was read.
     pub(super) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.ended() {
@@ -102,9 +111,13 @@ impl Progress {
     }
 
     fn set(&self, stage: Stage) {
-        if self.0.stage.replace(stage) != stage
-            && let Some(waker) = self.0.waiting.take()
-        {
+        if self.0.stage.replace(stage) == stage {
+            return;
+        }
+        if stage == Stage::Ended {
+            self.0.ended.set(Some(Instant::now()));
+        }
+        if let Some(waker) = self.0.waiting.take() {
             waker.wake();
         }
     }

@@ -40,14 +40,20 @@ pub(super) async fn handle(
     request: Request,
     body: RequestBody,
 ) -> (Reply, Ending) {
-    let ending = Ending::new(Record::begin(connection, &request, body.progress()));
-    let mut reply = answer(connection, request, body, ending.record()).await;
+    let current = connection.current();
+    let logs = match &current {
+        Some((_, hcm)) => hcm.access_logs.clone(),
+        None => connection.first().access_logs.clone(),
+    };
+    let ending = Ending::new(Record::begin(connection, logs, &request, body.progress()));
+    let mut reply = answer(connection, current, request, body, ending.record()).await;
     ending.record().responds(&mut reply);
     (reply, ending)
 }
 
 async fn answer(
     connection: &Rc<Connection>,
+    current: Option<(Arc<View>, Arc<HttpConnectionManager>)>,
     request: Request,
     body: RequestBody,
     record: &Record,
@@ -58,7 +64,7 @@ async fn answer(
     let version = request.version;
     let upgrading = upgrade::wanted(&request).is_some();
     let progress = body.progress();
-    let Some((view, hcm)) = connection.current() else {
+    let Some((view, hcm)) = current else {
         return local(StatusCode::SERVICE_UNAVAILABLE, "");
     };
     let mut reply = respond(connection, &view, &hcm, request, body, record).await;
@@ -137,8 +143,12 @@ async fn respond(
     let (mut grpc, version) = (is_grpc(&request.headers), request.version);
     let mut reply = match normal::look(&request.path, hcm) {
         // A gRPC client follows no redirect.
-        normal::Verdict::Redirect(path) if !grpc => redirect::to_path(&path),
+        normal::Verdict::Redirect(path) if !grpc => {
+            record.keep(&request);
+            redirect::to_path(&path)
+        }
         normal::Verdict::Redirect(_) | normal::Verdict::Reject => {
+            record.keep(&request);
             local(StatusCode::BAD_REQUEST, "").because("path_normalization_failed")
         }
         verdict => {
@@ -146,6 +156,8 @@ async fn respond(
                 request.path = path;
             }
             let remote = admit(&mut request, hcm, connection);
+            record.remote(remote);
+            record.keep(&request);
             grpc = is_grpc(&request.headers);
             let place = Place {
                 connection,
@@ -225,7 +237,9 @@ async fn routed(place: Place<'_>, mut request: Request, mut body: RequestBody) -
             remote,
             record,
         };
-        match Box::pin(call.run(&mut request, &mut body, &mut steps)).await {
+        let ran = Box::pin(call.run(&mut request, &mut body, &mut steps)).await;
+        record.keep(&request);
+        match ran {
             Ok(()) => {}
             Err(Answered::Local(reply)) => answered = Some(*reply),
             Err(Answered::Whole(reply)) => return steps.finish(*reply),
@@ -252,6 +266,11 @@ async fn routed(place: Place<'_>, mut request: Request, mut body: RequestBody) -
         record,
     };
     if let Some(reply) = answered {
+        if let RouteAction::Forward(forward) = &route.action
+            && let Some(cluster) = view.clusters.get(exchange.cluster_of(forward, &request).0)
+        {
+            record.cluster(cluster);
+        }
         return steps.finish(exchange.finish(reply, &request, None, "", None));
     }
     let reply = match &route.action {

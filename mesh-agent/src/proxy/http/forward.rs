@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::config::model::cluster::LbPolicy;
 use crate::config::model::response_flag::ResponseFlag;
-use crate::config::model::route::{ClusterSpecifier, Forward};
+use crate::config::model::route::{ClusterSpecifier, Forward, WeightedCluster};
 use crate::proxy::lb;
 use crate::proxy::stats::count;
 use crate::snapshot::ClusterView;
@@ -32,16 +32,7 @@ impl Exchange<'_> {
         body: RequestBody,
     ) -> Reply {
         let stats = &self.connection.context.shared.stats;
-        let (name, weighted) = match &forward.cluster {
-            ClusterSpecifier::Cluster(name) => (&**name, None),
-            ClusterSpecifier::Weighted(weighted) => {
-                let picked = weighted.pick(self.random);
-                (&*picked.name, Some(picked))
-            }
-            ClusterSpecifier::Header(header) => {
-                (request.headers.get(header).map_or("", text), None)
-            }
-        };
+        let (name, weighted) = self.cluster_of(forward, &request);
         let Some(cluster) = self.view.clusters.get(name) else {
             count(&stats.no_cluster);
             let reply = local(forward.cluster_not_found_status, "")
@@ -67,6 +58,7 @@ impl Exchange<'_> {
         let wanted = lb::Asked::request(caught.destination, &request.headers).hashed(hashed.hash);
         let Some(target) = lb::pick(cluster, &wanted) else {
             count(&cluster.state.stats.upstream_cx_none_healthy);
+            self.record.asks();
             return finish(none_healthy(), None);
         };
         let upgrade = upgrade::wanted(&request).cloned();
@@ -83,6 +75,7 @@ impl Exchange<'_> {
             ..timeouts
         };
         self.announce(&mut request, forward, &timeouts, upgrade.as_ref(), &body);
+        self.record.keep(&request);
         let attempts = Attempts {
             exchange: self,
             cluster,
@@ -101,6 +94,24 @@ impl Exchange<'_> {
             }
         }
         finish(reply, from.map(|target| target.address()))
+    }
+
+    /// The name of the cluster that takes the request.
+    pub(super) fn cluster_of<'n, 'f: 'n>(
+        &self,
+        forward: &'f Forward,
+        request: &'n Request,
+    ) -> (&'n str, Option<&'f WeightedCluster>) {
+        match &forward.cluster {
+            ClusterSpecifier::Cluster(name) => (name, None),
+            ClusterSpecifier::Weighted(weighted) => {
+                let picked = weighted.pick(self.random);
+                (&picked.name, Some(picked))
+            }
+            ClusterSpecifier::Header(header) => {
+                (request.headers.get(header).map_or("", text), None)
+            }
+        }
     }
 
     /// The request's hash, if its cluster chooses by one.

@@ -57,11 +57,14 @@ impl std::hash::Hash for Context {
     }
 }
 
+/// An HTTP/2 connection that requests share, and our end of it.
+type Shared = (http2::SendRequest<RequestBody>, Option<SocketAddr>);
+
 /// Idle connections.
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct Pool {
     http1: HashMap<Key, Vec<Connection>>,
-    http2: HashMap<Key, http2::SendRequest<RequestBody>>,
+    http2: HashMap<Key, Shared>,
 }
 
 impl Pool {
@@ -71,7 +74,7 @@ impl Pool {
             idle.retain_mut(Connection::is_usable);
         }
         self.http1.retain(|_, idle| !idle.is_empty());
-        self.http2.retain(|_, sender| !sender.is_closed());
+        self.http2.retain(|_, (sender, _)| !sender.is_closed());
     }
 
     /// Drops the connections of a namespace: its pod is gone.
@@ -96,9 +99,9 @@ impl Pool {
     }
 
     /// The shared HTTP/2 connection.
-    pub(super) fn http2(&mut self, key: &Key) -> Option<http2::SendRequest<RequestBody>> {
+    pub(super) fn http2(&mut self, key: &Key) -> Option<Shared> {
         match self.http2.get(key) {
-            Some(sender) if !sender.is_closed() => Some(sender.clone()),
+            Some(shared) if !shared.0.is_closed() => Some(shared.clone()),
             Some(_) => {
                 self.http2.remove(key);
                 None
@@ -107,8 +110,13 @@ impl Pool {
         }
     }
 
-    pub(super) fn put_http2(&mut self, key: Key, sender: http2::SendRequest<RequestBody>) {
-        self.http2.insert(key, sender);
+    pub(super) fn put_http2(
+        &mut self,
+        key: Key,
+        sender: http2::SendRequest<RequestBody>,
+        local: Option<SocketAddr>,
+    ) {
+        self.http2.insert(key, (sender, local));
     }
 }
 

@@ -2,49 +2,75 @@
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::{Method, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::config::model::Name;
+use crate::config::model::access_log::AccessLogs;
 use crate::config::model::response_flag::{ResponseFlag, ResponseFlags};
+use crate::identity::SpiffeId;
 use crate::proxy::lb::Target;
+use crate::proxy::record::transport_failure;
 use crate::snapshot::ClusterView;
+use crate::telemetry::access_log::{Addresses, Entry, Kept, Kind, RequestHead, Spans, keep};
 
 use super::Connection;
-use super::body::{BodyError, Progress, ProxyBody};
-use super::message::{Reply, Request, Why};
+use super::body::{BodyError, Progress, ProxyBody, UpstreamStream};
+use super::message::{Metadata, Reply, Request, Why};
+use super::reply::{grpc_status, is_grpc};
+
+/// gRPC's status of a call nothing is known of.
+const UNKNOWN: u16 = 2;
 
 /// One request's record. The request, its body and its response are held by different parts of
 /// one thread; each writes down what it knows.
 pub(super) struct Record {
     connection: Rc<Connection>,
+    logs: Arc<AccessLogs>,
     started: Instant,
-    /// `None`: what came is no request.
-    method: Option<Method>,
+    begun: SystemTime,
     version: Version,
+    grpc: bool,
     progress: Progress,
     /// Bytes of the response's body.
     sent: Cell<u64>,
     facts: RefCell<Facts>,
+    /// What access logs will want; empty without any.
+    kept: RefCell<Heads>,
+}
+
+/// Heads of messages, as far as access logs look at them.
+#[derive(Debug, Default)]
+struct Heads {
+    request: Option<RequestHead>,
+    response: Kept,
+    trailers: Kept,
+    metadata: Metadata,
 }
 
 /// What is found out on the way.
 #[derive(Debug, Default)]
 struct Facts {
+    /// Whose request it is, as trusted proxies say.
+    remote: Option<IpAddr>,
     route: Option<Name>,
     cluster: Option<Arc<ClusterView>>,
     upstream: Option<Target>,
+    /// Our end of the connection to it.
+    upstream_local: Option<SocketAddr>,
     attempts: u32,
     /// When the response's head came from the upstream.
     answered: Option<Instant>,
     status: Option<StatusCode>,
+    grpc_status: Option<u16>,
     flags: ResponseFlags,
     details: Cow<'static, str>,
     /// Why no connection to the upstream could be made.
@@ -55,33 +81,65 @@ impl Record {
     /// Begins with the request's head.
     pub(super) fn begin(
         connection: &Rc<Connection>,
+        logs: Arc<AccessLogs>,
         request: &Request,
         progress: Progress,
     ) -> Rc<Self> {
-        let method = Some(request.method.clone());
-        Self::new(connection, method, request.version, progress)
+        let grpc = is_grpc(&request.headers);
+        Self::new(connection, logs, request.version, grpc, progress)
     }
 
     /// Of what is no request.
     pub(super) fn unread(connection: &Rc<Connection>, version: Version) -> Rc<Self> {
-        Self::new(connection, None, version, Progress::nothing())
+        let logs = connection.first().access_logs.clone();
+        Self::new(connection, logs, version, false, Progress::unread())
     }
 
     fn new(
         connection: &Rc<Connection>,
-        method: Option<Method>,
+        logs: Arc<AccessLogs>,
         version: Version,
+        grpc: bool,
         progress: Progress,
     ) -> Rc<Self> {
         Rc::new(Self {
             connection: connection.clone(),
+            logs,
             started: Instant::now(),
-            method,
+            begun: SystemTime::now(),
             version,
+            grpc,
             progress,
             sent: Cell::new(0),
             facts: RefCell::default(),
+            kept: RefCell::default(),
         })
+    }
+
+    /// Keeps what access logs look at of the request as it is now: they tell it as it was last.
+    pub(super) fn keep(&self, request: &Request) {
+        if self.logs.is_empty() {
+            return;
+        }
+        let kept = &mut *self.kept.borrow_mut();
+        kept.request = Some(RequestHead {
+            method: request.method.clone(),
+            path: request
+                .path
+                .to_value()
+                .unwrap_or_else(|| HeaderValue::from_static("")),
+            authority: request.authority.clone(),
+            scheme: request.scheme,
+            headers: keep(&request.headers, &self.logs.wanted.request),
+        });
+        if !request.metadata.is_empty() {
+            kept.metadata = request.metadata.clone();
+        }
+    }
+
+    /// Whose request it is, as trusted proxies say.
+    pub(super) fn remote(&self, remote: IpAddr) {
+        self.facts.borrow_mut().remote = Some(remote);
     }
 
     /// The route that was found.
@@ -100,11 +158,23 @@ impl Record {
         facts.upstream = Some(target.clone());
         facts.attempts = number;
         facts.transport_failure = None;
+        facts.upstream_local = None;
+    }
+
+    /// It is asked of the cluster for an endpoint.
+    pub(super) fn asks(&self) {
+        self.facts.borrow_mut().attempts = 1;
+    }
+
+    /// Our end of the connection to the endpoint.
+    pub(super) fn upstream_local(&self, local: Option<SocketAddr>) {
+        self.facts.borrow_mut().upstream_local = local;
     }
 
     /// No connection could be made.
-    pub(super) fn transport_failed(&self, reason: &str) {
-        self.facts.borrow_mut().transport_failure = Some(reason.into());
+    pub(super) fn transport_failed(&self, error: &std::io::Error) {
+        let reason = transport_failure(error).into_boxed_str();
+        self.facts.borrow_mut().transport_failure = Some(reason);
     }
 
     /// Why no connection could be made, in the form of response code details.
@@ -129,6 +199,28 @@ impl Record {
         facts.status = Some(reply.status);
         facts.flags.add(flags);
         facts.details = details;
+        self.grpc_status(facts, &reply.headers);
+        if !self.logs.is_empty() {
+            let response = keep(&reply.headers, &self.logs.wanted.response);
+            self.kept.borrow_mut().response = response;
+        }
+    }
+
+    /// What came behind the response's body.
+    fn trailers(&self, trailers: &HeaderMap) {
+        self.grpc_status(&mut self.facts.borrow_mut(), trailers);
+        if !self.logs.is_empty() {
+            self.kept.borrow_mut().trailers = keep(trailers, &self.logs.wanted.trailers);
+        }
+    }
+
+    fn grpc_status(&self, facts: &mut Facts, headers: &HeaderMap) {
+        const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+        if self.grpc
+            && let Some(status) = headers.get(GRPC_STATUS)
+        {
+            facts.grpc_status = status.to_str().ok().and_then(|status| status.parse().ok());
+        }
     }
 
     /// Tells everything. `whole`: the response was sent to its end.
@@ -137,23 +229,74 @@ impl Record {
         if !whole && facts.flags.is_empty() {
             facts.gone(self.version);
         }
-        let upstream = facts.upstream.as_ref().map(Target::address);
-        tracing::debug!(
-            peer = %self.connection.caught.peer,
-            method = self.method.as_ref().map(Method::as_str),
-            route = facts.route.as_deref(),
-            cluster = facts.cluster.as_deref().map(|cluster| &*cluster.config.name),
-            upstream = upstream.map(tracing::field::display),
-            attempts = facts.attempts,
-            status = facts.status.map(|status| status.as_u16()),
-            flags = %facts.flags,
-            details = %facts.details,
-            bytes_received = self.progress.bytes(),
-            bytes_sent = self.sent.get(),
-            answered = ?facts.answered.map(|answered| answered - self.started),
-            duration = ?self.started.elapsed(),
-            "request"
-        );
+        if !self.logs.is_empty() {
+            self.log(facts, whole);
+        }
+    }
+
+    fn log(&self, facts: &Facts, whole: bool) {
+        let connection = &*self.connection;
+        let (caught, place) = (&connection.caught, &connection.place);
+        let kept = &*self.kept.borrow();
+        let since = |moment: Instant| moment.saturating_duration_since(self.started);
+        let remote = match facts.remote {
+            // A proxy before does not say from which port.
+            Some(remote) if remote != caught.peer.ip() => SocketAddr::new(remote, 0),
+            _ => caught.peer,
+        };
+        let entry = Entry {
+            kind: Kind::Request,
+            started: self.begun,
+            spans: Spans {
+                whole: self.started.elapsed(),
+                request: match self.progress.ended_at() {
+                    Some(ended) => Some(since(ended)),
+                    None => self.progress.ended().then_some(Duration::ZERO),
+                },
+                response: facts.answered.map(since),
+                complete: whole,
+            },
+            bytes_received: self.progress.bytes(),
+            bytes_sent: self.sent.get(),
+            protocol: Some(match self.version {
+                Version::HTTP_10 => "HTTP/1.0",
+                Version::HTTP_2 => "HTTP/2",
+                _ => "HTTP/1.1",
+            }),
+            status: facts.status.map(|status| status.as_u16()),
+            details: &facts.details,
+            termination: "",
+            flags: facts.flags,
+            attempts: facts.attempts,
+            route: facts.route.as_deref().unwrap_or_default(),
+            chain: &place.chain,
+            cluster: facts
+                .cluster
+                .as_deref()
+                .map(|cluster| &*cluster.config.name),
+            transport_failure: facts.transport_failure.as_deref(),
+            addresses: Addresses {
+                remote,
+                direct_remote: caught.peer,
+                local: caught.destination,
+                upstream: facts.upstream.as_ref().map(Target::address),
+                upstream_local: facts.upstream_local,
+            },
+            request: kept.request.as_ref(),
+            response: &kept.response,
+            trailers: &kept.trailers,
+            grpc_status: self.grpc.then(|| {
+                let of_http = || facts.status.map_or(UNKNOWN, grpc_status);
+                facts.grpc_status.unwrap_or_else(of_http)
+            }),
+            metadata: &kept.metadata,
+            server_name: place.peer.server_name.as_deref(),
+            certificate: place.peer.certificate.as_deref(),
+            local_identity: place.peer.local.as_ref().map(SpiffeId::as_str),
+            connection_id: caught.id,
+            peers: [None, None],
+        };
+        connection.context.shared.access_log.log(&self.logs, &entry);
     }
 }
 
@@ -173,8 +316,17 @@ impl Facts {
     }
 
     /// The upstream, or time, ended the response.
-    fn cut_off(&mut self, error: &BodyError) {
+    fn cut_off(&mut self, error: &BodyError, body: &ProxyBody) {
+        let http1 = match body {
+            ProxyBody::Upstream(streamed) => matches!(streamed.body, UpstreamStream::Http1(_)),
+            ProxyBody::Own(_) => false,
+        };
         let (flag, details) = match error {
+            // A message that HTTP/1 promised is not whole: a breach of it.
+            BodyError::Upstream(_) if http1 => (
+                ResponseFlag::UpstreamProtocolError,
+                "upstream_reset_after_response_started{protocol_error}",
+            ),
             BodyError::Upstream(_) => (
                 ResponseFlag::UpstreamConnectionTermination,
                 "upstream_reset_after_response_started{connection_termination}",
@@ -258,9 +410,14 @@ impl Body for Told {
                 if let Some(data) = frame.data_ref() {
                     record.sent.set(record.sent.get() + data.len() as u64);
                 }
+                if let Some(trailers) = frame.trailers_ref() {
+                    record.trailers(trailers);
+                }
                 told.look();
             }
-            Poll::Ready(Some(Err(error))) => record.facts.borrow_mut().cut_off(error),
+            Poll::Ready(Some(Err(error))) => {
+                record.facts.borrow_mut().cut_off(error, &told.body);
+            }
             Poll::Ready(None) => told.ending.whole = true,
             Poll::Pending => {}
         }

@@ -38,6 +38,11 @@ impl Refusal {
         }
     }
 
+    /// With other response code details.
+    pub(super) const fn because(self, details: &'static str) -> Self {
+        Self { details, ..self }
+    }
+
     /// What Envoy's connection manager answers, without one.
     pub(super) const fn request(status: StatusCode) -> Self {
         Self {
@@ -108,7 +113,7 @@ pub(super) fn for_grpc(reply: &mut Reply) {
 }
 
 /// gRPC's own table (`doc/http-grpc-status-mapping.md`).
-fn grpc_status(status: StatusCode) -> u16 {
+pub(super) fn grpc_status(status: StatusCode) -> u16 {
     match status.as_u16() {
         400 => 13,
         401 => 16,

@@ -209,6 +209,7 @@ impl Exchange<'_> {
                     Connection::new(stream, open, cluster.config.idle_timeout)
                 }
             };
+            self.record.upstream_local(connection.local());
             let home = Home {
                 worker: worker.clone(),
                 key: key.clone(),
@@ -252,16 +253,21 @@ impl Exchange<'_> {
             };
             let is_new = known.is_none();
             let mut sender = match known {
-                Some(sender) => sender,
+                Some((sender, local)) => {
+                    self.record.upstream_local(local);
+                    sender
+                }
                 None => {
                     let (stream, open) = self.connect(serving, true).await?;
+                    let local = open.local();
+                    self.record.upstream_local(local);
                     let sender = handshake_http2(stream, options, open)
                         .await
                         .map_err(|_| Failure::Reset)?;
                     worker
                         .pool
                         .borrow_mut()
-                        .put_http2(key.clone(), sender.clone());
+                        .put_http2(key.clone(), sender.clone(), local);
                     sender
                 }
             };
@@ -302,7 +308,7 @@ impl Exchange<'_> {
                     Failure::ConnectTimeout
                 }
                 ConnectError::Io(error) => {
-                    self.record.transport_failed(&error.to_string());
+                    self.record.transport_failed(&error);
                     Failure::Connect
                 }
             }

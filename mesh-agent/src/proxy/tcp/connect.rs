@@ -1,6 +1,7 @@
 //! Upstream connections, counted from before they are made until they are gone.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -43,7 +44,7 @@ pub(in crate::proxy) async fn connect(
     offer: Option<&Offer>,
 ) -> Result<(Stream, Open), ConnectError> {
     let stats = &cluster.state.stats;
-    let Some(open) = Open::within_limit(cluster, target, priority) else {
+    let Some(mut open) = Open::within_limit(cluster, target, priority) else {
         count(&stats.upstream_cx_overflow);
         return Err(ConnectError::Overflow);
     };
@@ -53,7 +54,10 @@ pub(in crate::proxy) async fn connect(
     }
     let options = Options::from(&*cluster.config);
     match secured(context, cluster, target, caught, &options, offer).await {
-        Ok(stream) => Ok((stream, open)),
+        Ok(stream) => {
+            open.local = stream.tcp().local_addr().ok();
+            Ok((stream, open))
+        }
         Err(error) => {
             count(&stats.upstream_cx_connect_fail);
             if error.kind() == io::ErrorKind::TimedOut {
@@ -99,6 +103,8 @@ async fn secured(
 pub(in crate::proxy) struct Open {
     cluster: Arc<ClusterState>,
     target: Target,
+    /// Our end of it, once it stands.
+    local: Option<SocketAddr>,
     _held: Held,
 }
 
@@ -118,8 +124,14 @@ impl Open {
         Some(Self {
             cluster: cluster.state.clone(),
             target: target.clone(),
+            local: None,
             _held: held,
         })
+    }
+
+    /// Our end of the connection.
+    pub(in crate::proxy) fn local(&self) -> Option<SocketAddr> {
+        self.local
     }
 
     /// Counters of the cluster.

@@ -18,11 +18,13 @@ use tokio::net::TcpStream;
 use crate::config::model::Name;
 use crate::config::model::cluster::RoutingPriority;
 use crate::config::model::listener::TcpProxy;
+use crate::config::model::response_flag::ResponseFlag;
 use crate::snapshot::outlier::{self, Outcome};
 use crate::snapshot::{ClusterView, View};
 
 use super::accept::Caught;
 use super::lb::{self, InFlight, Target};
+use super::record::ConnectionRecord;
 use super::sniff::Prefixed;
 use super::stats::count;
 use super::stream::Stream;
@@ -39,9 +41,10 @@ pub(super) async fn serve(
     view: &Arc<View>,
     proxy: &TcpProxy,
     stream: Prefixed<Stream>,
+    record: &mut ConnectionRecord,
 ) {
     let connected = tokio::select! {
-        connected = connect_upstream(context, caught, view, proxy) => connected,
+        connected = connect_upstream(context, caught, view, proxy, record) => connected,
         // Nobody waits for it any more.
         () = failed(stream.get_ref().tcp()) => None,
     };
@@ -49,6 +52,7 @@ pub(super) async fn serve(
         return reset(stream.get_ref().tcp());
     };
     let copied = copy(context, stream, upstream, proxy.idle_timeout).await;
+    record.carried(copied.sent, copied.received);
     let stats = open.stats();
     stats
         .upstream_cx_tx_bytes_total
@@ -71,17 +75,23 @@ async fn connect_upstream(
     caught: &Caught,
     view: &Arc<View>,
     proxy: &TcpProxy,
+    record: &mut ConnectionRecord,
 ) -> Option<(Stream, Open, InFlight)> {
     let name = pick_cluster(proxy);
     let Some(cluster) = view.clusters.get(name) else {
         count(&context.shared.stats.no_cluster);
+        record.flag(ResponseFlag::NoClusterFound);
         return None;
     };
+    record.cluster(name);
     for _ in 0..proxy.max_connect_attempts {
+        record.asks();
         let Some(target) = lb::pick(cluster, &lb::Asked::connection(caught.destination)) else {
             count(&cluster.state.stats.upstream_cx_none_healthy);
+            record.flag(ResponseFlag::NoHealthyUpstream);
             return None;
         };
+        record.attempt(target.address());
         // No limit: requests are HTTP's (Envoy: `enforceMaxRequests`).
         let in_flight = InFlight::begin(cluster, &target);
         match connect(
@@ -96,12 +106,14 @@ async fn connect_upstream(
         {
             Ok((stream, open)) => {
                 observe(cluster, &target, Outcome::Connected);
+                record.connected(open.local());
                 return Some((stream, open, in_flight));
             }
             Err(error) => {
                 let address = target.address();
                 tracing::debug!(cluster = %name, %address, %error, "connect failed");
                 if matches!(error, ConnectError::Overflow) {
+                    record.flag(ResponseFlag::UpstreamOverflow);
                     // Another endpoint of the cluster is not less full (Envoy: no retry).
                     return None;
                 }
@@ -112,9 +124,14 @@ async fn connect_upstream(
                     Outcome::Failed
                 };
                 observe(cluster, &target, outcome);
+                record.flag(ResponseFlag::UpstreamConnectionFailure);
+                if let ConnectError::Io(error) = &error {
+                    record.transport_failed(error);
+                }
             }
         }
     }
+    record.flag(ResponseFlag::UpstreamRetryLimitExceeded);
     count(&cluster.state.stats.upstream_cx_connect_attempts_exceeded);
     None
 }

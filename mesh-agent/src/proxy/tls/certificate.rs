@@ -13,13 +13,13 @@ use crate::config::model::tls::NameKind;
 
 /// A verified certificate, in the words of `x-forwarded-client-cert`.
 #[derive(Debug)]
-pub(in crate::proxy) struct Certificate {
+pub(crate) struct Certificate {
     /// SHA-256 of it, in hexadecimal.
-    pub(in crate::proxy) hash: String,
+    pub(crate) hash: String,
     /// RFC 2253.
-    pub(in crate::proxy) subject: String,
+    pub(crate) subject: String,
     /// Subject alternative names.
-    pub(in crate::proxy) names: Vec<(NameKind, Arc<str>)>,
+    pub(crate) names: Vec<(NameKind, Arc<str>)>,
     /// In PEM, percent-encoded.
     pub(in crate::proxy) pem: Encoded,
     /// The whole chain, likewise.

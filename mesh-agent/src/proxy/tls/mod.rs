@@ -22,7 +22,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use crate::config::model::tls::{DownstreamTls, UpstreamTls};
 use crate::identity::{SharedCredentials, SpiffeId};
 
-pub(super) use certificate::Certificate;
+pub(crate) use certificate::Certificate;
 
 use super::sniff::Prefixed;
 use super::stream::Stream;

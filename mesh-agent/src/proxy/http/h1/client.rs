@@ -1,6 +1,7 @@
 //! A request over a connection to an upstream, and its response.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -39,7 +40,7 @@ pub(in crate::proxy) struct Connection {
     /// For how long it may be.
     idle_timeout: Option<Duration>,
     /// Counts it.
-    _open: Open,
+    open: Open,
 }
 
 impl Connection {
@@ -54,8 +55,13 @@ impl Connection {
             served: 0,
             since: Instant::now(),
             idle_timeout,
-            _open: open,
+            open,
         }
+    }
+
+    /// Our end of it.
+    pub(in crate::proxy::http) fn local(&self) -> Option<SocketAddr> {
+        self.open.local()
     }
 
     /// Whether it can serve a request: the upstream neither closed it nor said anything unasked.
@@ -274,7 +280,7 @@ impl UpstreamBody {
         let Connection {
             stream,
             buffer,
-            _open,
+            open: _open,
             ..
         } = self.connection.take()?;
         Some(Tunnel {

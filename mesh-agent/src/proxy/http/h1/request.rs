@@ -48,13 +48,16 @@ impl From<Malformed> for Refusal {
             Malformed::TooLarge => Self::codec(
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "Request Header Fields Too Large",
-            ),
-            Malformed::Coding => Self::codec(StatusCode::NOT_IMPLEMENTED, "Not Implemented"),
+            )
+            .because("http1.headers_too_large"),
+            Malformed::Coding => Self::codec(StatusCode::NOT_IMPLEMENTED, "Not Implemented")
+                .because("http1.invalid_transfer_encoding"),
         }
     }
 }
 
-const UPGRADE_REQUIRED: Refusal = Refusal::codec(StatusCode::UPGRADE_REQUIRED, "Upgrade Required");
+const UPGRADE_REQUIRED: Refusal =
+    Refusal::codec(StatusCode::UPGRADE_REQUIRED, "Upgrade Required").because("low_version");
 
 /// Takes a request's head from the buffer; `None`: more bytes are needed.
 pub(super) fn parse(

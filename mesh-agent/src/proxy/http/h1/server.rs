@@ -150,7 +150,8 @@ pub(in crate::proxy::http) async fn serve(
             Ok(head) => head,
             Err(NoRequest::Over) => return,
             Err(NoRequest::Slow) => {
-                let refusal = Refusal::codec(StatusCode::REQUEST_TIMEOUT, "Request Timeout");
+                let refusal = Refusal::codec(StatusCode::REQUEST_TIMEOUT, "Request Timeout")
+                    .because("request_header_timeout");
                 return refuse(connection, &wire, refusal, &mut out).await;
             }
             Err(NoRequest::Refused(refusal)) => {

@@ -1,0 +1,15 @@
+//! Access logs: entries are written as lines and handed to a thread that appends them to files.
+//!
+//! Who serves requests never waits: a line that finds no room is dropped and counted.
+
+mod entry;
+mod filter;
+mod render;
+mod time;
+mod writer;
+
+pub(crate) use entry::{Addresses, Entry, Kept, Kind, RequestHead, Spans, keep};
+pub use writer::{AccessLogStats, AccessLogWriter, AccessLogger};
+
+#[cfg(test)]
+mod tests;
