@@ -3,13 +3,13 @@
 mod common;
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use mesh_testbed::{Curl, MeshAgent, Pod, Response, Server, Testbed, eventually, needs_root};
 use serde_json::{Value, json};
 
+use common::capture::Capture;
 use common::metric;
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -247,41 +247,4 @@ fn certificates_are_renewed_under_load_without_a_failed_request() -> Result<()> 
     traffic.end()?;
     assert_eq!(metric(&scene.agent, "mesh_certificate_failures_total")?, 0);
     Ok(())
-}
-
-/// What tcpdump sees of a pod's cable.
-struct Capture {
-    tcpdump: std::process::Child,
-    file: tempfile::NamedTempFile,
-}
-
-impl Capture {
-    fn start(pod: &Pod) -> Result<Self> {
-        let file = tempfile::NamedTempFile::new()?;
-        let tcpdump = pod
-            .command("tcpdump")
-            .args(["-i", "eth0", "-U", "--immediate-mode", "-Z", "root", "-w"])
-            .arg(file.path())
-            .arg("tcp")
-            .stderr(std::process::Stdio::null())
-            .spawn()?;
-        let capture = Self { tcpdump, file };
-        let begun = |path: &Path| std::fs::metadata(path).is_ok_and(|file| file.len() >= 24);
-        eventually("tcpdump listens", PATIENCE, || begun(capture.file.path()))?;
-        Ok(capture)
-    }
-
-    fn end(mut self) -> Result<Vec<u8>> {
-        let pid = nix::unistd::Pid::from_raw(self.tcpdump.id().cast_signed());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
-        self.tcpdump.wait()?;
-        Ok(std::fs::read(self.file.path())?)
-    }
-}
-
-impl Drop for Capture {
-    fn drop(&mut self) {
-        let _ = self.tcpdump.kill();
-        let _ = self.tcpdump.wait();
-    }
 }

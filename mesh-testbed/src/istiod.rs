@@ -20,6 +20,7 @@ const DEBUG: &str = "127.0.0.1:8080";
 pub struct Istiod {
     pod: Pod,
     files: TempDir,
+    environment: Vec<(String, String)>,
     process: Option<Process>,
 }
 
@@ -35,6 +36,19 @@ impl Istiod {
     /// # Errors
     /// There is no program, or it does not start.
     pub fn start(pod: Pod, mesh: &Value, resources: &[(&str, &[Value])]) -> Result<Self> {
+        Self::start_with(pod, mesh, resources, &[])
+    }
+
+    /// As [`Self::start`], with these variables in its environment.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(
+        pod: Pod,
+        mesh: &Value,
+        resources: &[(&str, &[Value])],
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         let files = tempfile::tempdir()?;
         fs::create_dir(files.path().join("config"))?;
         fs::create_dir(files.path().join("ca"))?;
@@ -42,6 +56,10 @@ impl Istiod {
         let mut istiod = Self {
             pod,
             files,
+            environment: environment
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
             process: None,
         };
         for (name, resources) in resources {
@@ -116,6 +134,7 @@ impl Istiod {
             .env("POD_NAMESPACE", "istio-system")
             .env("PILOT_DEBOUNCE_AFTER", "10ms")
             .env("ENABLE_DEBUG_ENDPOINT_AUTH", "false")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .arg("--config-dir")
             .arg(files.join("config"))
             .arg("--mesh-config")

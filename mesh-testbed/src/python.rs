@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::Pod;
 use crate::process::Process;
@@ -55,6 +56,38 @@ impl Python {
     /// As [`Self::grpc_client`].
     pub fn websocket_client<T: DeserializeOwned>(pod: &Pod, url: &str) -> Result<T> {
         Self::start(pod, include_str!("../py/websocket_client.py"), &[url])?.read()
+    }
+
+    /// An HBONE client: one tunnel, made as `spec` says. Its first answer tells what came of the
+    /// handshake; [`Self::ask`] for the rest.
+    ///
+    /// # Errors
+    /// As [`Self::grpc_server`].
+    pub fn hbone_client(pod: &Pod, spec: &Value) -> Result<(Self, Value)> {
+        let script = include_str!("../py/hbone_client.py");
+        let mut python = Self::start(pod, script, &[&spec.to_string()])?;
+        let first = python.read()?;
+        Ok((python, first))
+    }
+
+    /// An HBONE server at port 15008, which answers as `spec` says.
+    ///
+    /// # Errors
+    /// As [`Self::grpc_server`].
+    pub fn hbone_server(pod: &Pod, spec: &Value) -> Result<Self> {
+        let script = include_str!("../py/hbone_server.py");
+        let mut python = Self::start(pod, script, &[&spec.to_string()])?;
+        let _: Ready = python.read()?;
+        Ok(python)
+    }
+
+    /// Lets it do something, and says what came of it.
+    ///
+    /// # Errors
+    /// It ended, or said nothing.
+    pub fn ask(&mut self, step: &Value) -> Result<Value> {
+        self.process.write(&step.to_string())?;
+        self.read()
     }
 
     fn server(pod: &Pod, script: &str) -> Result<(Self, u16)> {

@@ -1,4 +1,4 @@
-//! Peers written in Python: gRPC's own library, WebSocket.
+//! Peers written in Python: gRPC's own library, WebSocket, HTTP/2 for HBONE.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use crate::sh::{run, say};
 use crate::workspace;
 
 /// What the tests import.
-const PACKAGES: [&str; 2] = ["grpcio==1.76.0", "websockets==15.0.1"];
+const PACKAGES: [&str; 3] = ["grpcio==1.76.0", "websockets==15.0.1", "h2==4.3.0"];
 
 /// The folder for PYTHONPATH; `None`, with a line that says why, if it cannot be filled.
 pub(crate) fn ensure() -> Option<PathBuf> {
@@ -28,7 +28,7 @@ pub(crate) fn ensure() -> Option<PathBuf> {
         Ok(()) => Some(place),
         Err(error) => {
             say(&format!(
-                "no Python packages, the tests with them are skipped: {error:#}; MESH_PYTHON names a folder with grpcio and websockets"
+                "no Python packages, the tests with them are skipped: {error:#}; MESH_PYTHON names a folder with grpcio, websockets and h2"
             ));
             None
         }

@@ -482,6 +482,10 @@ impl State<'_> {
             "counter",
             one(load(&proxy.ssl_connection_error)),
         );
+        for (name, gauge, counter) in proxy.hbone.all() {
+            let kind = if gauge { "gauge" } else { "counter" };
+            family(name, kind, one(load(counter)));
+        }
         family(
             "mesh_no_original_dst_total",
             "counter",

@@ -32,6 +32,9 @@ pub fn check(resources: &ResourceSet) -> Vec<(Subject, Problem)> {
         let listener = &resource.value;
         let mut problem = |problem| problems.push((Subject::Listener(name.clone()), problem));
         references(listener, resources, &mut problem);
+        if !listener.role.is_caught() {
+            continue;
+        }
         if listener.direction == TrafficDirection::Inbound {
             if let Some(first) = inbound.replace(name) {
                 problem(

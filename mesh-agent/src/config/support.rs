@@ -23,7 +23,7 @@ const UNDERSTOOD: &[Entry] = &[
         "envoy.config.listener.v3.Listener",
         "name address additional_addresses filter_chains use_original_dst default_filter_chain \
          api_listener listener_filters listener_filters_timeout continue_on_listener_filters_timeout \
-         traffic_direction access_log",
+         traffic_direction access_log internal_listener",
         "stat_prefix metadata bind_to_port deprecated_v1 connection_balance_config \
          max_connections_to_accept_per_socket_event enable_reuse_port reuse_port tcp_backlog_size per_connection_buffer_limit_bytes drain_type \
          ignore_global_conn_limit transparent freebind",
@@ -383,7 +383,7 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.config.cluster.v3.Cluster.OriginalDstLbConfig",
-        "use_http_header http_header_name upstream_port_override",
+        "use_http_header http_header_name upstream_port_override metadata_key",
         "",
     ),
     (

@@ -22,7 +22,7 @@ use super::stats::count;
 use super::stream::Stream;
 use super::tls::{Peer, report};
 use super::worker::{Context, reset};
-use super::{ListenerKind, authz, http, tcp, upstream};
+use super::{ListenerKind, authz, hbone, http, tcp, upstream};
 
 /// How long a client may take for its TLS handshake (Istio: `transport_socket_connect_timeout`).
 const HANDSHAKE: Duration = Duration::from_secs(15);
@@ -71,6 +71,7 @@ pub(super) async fn serve(
             }
         }
         ListenerKind::Inbound => local,
+        ListenerKind::Hbone => return Box::pin(hbone::serve(context, pod, stream)).await,
     };
     let plain = |address: SocketAddr| SocketAddr::new(canonical(address.ip()), address.port());
     let (mut peer, destination) = (plain(peer), plain(destination));
@@ -98,7 +99,7 @@ pub(super) async fn serve(
     };
     let listener = match kind {
         ListenerKind::Outbound => view.outbound.find(caught.destination).cloned(),
-        ListenerKind::Inbound => view.inbound.clone(),
+        ListenerKind::Inbound | ListenerKind::Hbone => view.inbound.clone(),
     };
     match listener {
         Some(listener) => listened(context, caught, &view, listener, stream).await,
@@ -165,7 +166,7 @@ async fn listened(
         protocols = ?facts.application_protocols,
         "caught"
     );
-    let (stream, peer) = match &chain.transport {
+    let (mut stream, peer) = match &chain.transport {
         DownstreamTransport::Plain => {
             let (prefix, tcp) = stream.into_parts();
             (
@@ -196,7 +197,7 @@ async fn listened(
     if let Err(policy) = authz::allows(chain, &caught, server_name, peer.names.as_deref()) {
         record.denied(&policy);
         count(&context.shared.stats.rbac_denied);
-        return reset(stream.get_ref().tcp());
+        return stream.get_mut().reset();
     }
     match &chain.terminal {
         Terminal::Tcp(proxy) => {

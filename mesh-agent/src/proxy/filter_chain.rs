@@ -55,6 +55,16 @@ fn by_destination<'a>(listener: &'a Listener, facts: &Facts) -> Vec<&'a FilterCh
     })
 }
 
+/// The chains that are left once everything is looked at that is known before the client speaks.
+pub(super) fn candidates<'a>(listener: &'a Listener, facts: &Facts) -> Vec<&'a FilterChain> {
+    let chains = most_specific(by_destination(listener, facts), &|m| {
+        server_name(&m.server_names, facts.server_name.as_deref())
+    });
+    most_specific(chains, &|m| {
+        exact(m.transport_protocol.as_deref(), facts.transport_protocol)
+    })
+}
+
 /// The chain, or the default one, or none.
 pub(super) fn select<'a>(listener: &'a Listener, facts: &Facts) -> Option<&'a FilterChain> {
     let mut chains = by_destination(listener, facts);

@@ -37,6 +37,14 @@ impl Target {
 }
 
 impl Target {
+    /// Where its HBONE tunnel ends, if not there.
+    pub(super) fn waypoint(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Host(host) => host.waypoint,
+            Self::Original(_) => None,
+        }
+    }
+
     /// How connections to it are secured.
     pub(super) fn transport<'a>(&'a self, cluster: &'a ClusterView) -> &'a UpstreamTransport {
         match self {

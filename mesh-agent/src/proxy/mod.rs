@@ -6,6 +6,7 @@
 mod accept;
 mod authz;
 mod filter_chain;
+mod hbone;
 mod http;
 mod lb;
 mod record;
@@ -49,6 +50,8 @@ pub enum ListenerKind {
     Outbound,
     /// 15006: connections the pod receives; `getsockname()` is the original destination.
     Inbound,
+    /// 15008: HBONE tunnels with connections the pod receives.
+    Hbone,
 }
 
 /// A listening socket inside a pod's namespace, for one worker.

@@ -6,7 +6,6 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::config::model::listener::Listener;
 
@@ -46,6 +45,10 @@ impl<S> Prefixed<S> {
 
     pub(super) fn get_ref(&self) -> &S {
         &self.stream
+    }
+
+    pub(super) fn get_mut(&mut self) -> &mut S {
+        &mut self.stream
     }
 
     /// What was read already, and the connection.
@@ -135,8 +138,8 @@ pub(super) struct Looking {
 }
 
 /// Looks at the first bytes as the listener's inspectors ask.
-pub(super) async fn sniff(
-    stream: &mut Prefixed<TcpStream>,
+pub(super) async fn sniff<S: AsyncRead + Unpin>(
+    stream: &mut Prefixed<S>,
     listener: &Listener,
     wanted: Looking,
 ) -> io::Result<Sniffed> {

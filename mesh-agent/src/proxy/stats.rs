@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use super::hbone::stats::HboneStats;
+
 /// Counters and gauges; every increment is relaxed.
 #[derive(Debug, Default)]
 pub struct ProxyStats {
@@ -29,6 +31,8 @@ pub struct ProxyStats {
     pub no_cluster: AtomicU64,
     /// Connections closed because they broke HTTP.
     pub downstream_cx_protocol_error: AtomicU64,
+    /// Tunnels and their streams.
+    pub hbone: HboneStats,
     /// Connection tasks that panicked; always a bug.
     pub panics: AtomicU64,
 }

@@ -1,14 +1,16 @@
-//! A connection as the proxy speaks over it: plain, or through TLS.
+//! A connection as the proxy speaks over it: plain, through TLS, or as a stream of a tunnel.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
+use super::hbone::Tunnelled;
 use super::sniff::Prefixed;
+use super::worker;
 
 /// A connection.
 #[derive(Debug)]
@@ -17,14 +19,28 @@ pub(super) enum Stream {
     Plain(TcpStream),
     /// They are encrypted.
     Tls(Box<TlsStream<Prefixed<TcpStream>>>),
+    /// They are a stream of an HBONE tunnel.
+    Tunnelled(Box<Tunnelled>),
 }
 
 impl Stream {
-    /// The socket below.
-    pub(super) fn tcp(&self) -> &TcpStream {
+    /// Ends it so that the peer sees an error.
+    pub(super) fn reset(&mut self) {
         match self {
-            Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => tls.get_ref().0.get_ref(),
+            Self::Plain(tcp) => worker::reset(tcp),
+            Self::Tls(tls) => worker::reset(tls.get_ref().0.get_ref()),
+            Self::Tunnelled(tunnelled) => tunnelled.reset(),
+        }
+    }
+
+    /// Ends when the peer has reset it. A peer that only closed its side is still there to be
+    /// answered.
+    pub(super) async fn failed(&mut self) {
+        // An error of the wait itself is the end of the connection, too.
+        match self {
+            Self::Plain(tcp) => drop(tcp.ready(Interest::ERROR).await),
+            Self::Tls(tls) => drop(tls.get_ref().0.get_ref().ready(Interest::ERROR).await),
+            Self::Tunnelled(tunnelled) => tunnelled.was_reset().await,
         }
     }
 
@@ -40,6 +56,10 @@ impl Stream {
                 let mut cx = Context::from_waker(Waker::noop());
                 Pin::new(tls).poll_read(&mut cx, &mut buf).is_pending()
             }
+            Self::Tunnelled(tunnelled) => {
+                let mut cx = Context::from_waker(Waker::noop());
+                tunnelled.poll_chunk(&mut cx).is_pending()
+            }
         }
     }
 }
@@ -53,6 +73,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Self::Tunnelled(tunnelled) => Pin::new(tunnelled).poll_read(cx, buf),
         }
     }
 }
@@ -66,6 +87,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            Self::Tunnelled(tunnelled) => Pin::new(tunnelled).poll_write(cx, buf),
         }
     }
 
@@ -77,6 +99,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+            Self::Tunnelled(tunnelled) => Pin::new(tunnelled).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -86,7 +109,7 @@ impl AsyncWrite for Stream {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Plain(_) | Self::Tunnelled(_) => Poll::Ready(Ok(())),
             Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
         }
     }
@@ -95,6 +118,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Self::Tunnelled(tunnelled) => Pin::new(tunnelled).poll_shutdown(cx),
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::workload::Pod;
 use super::worker::reset;
 
 /// How an upstream connection is made.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Options {
     pub(super) timeout: Duration,
     pub(super) sources: Arc<[IpAddr]>,

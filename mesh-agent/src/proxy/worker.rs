@@ -19,6 +19,7 @@ use crate::snapshot::{SharedSnapshot, View};
 use crate::telemetry::access_log::AccessLogger;
 use crate::workload::{Pod, PodId};
 
+use super::hbone::{self, Hbone};
 use super::http::pool::Pool;
 use super::stats::count;
 use super::tcp::TcpPool;
@@ -28,6 +29,9 @@ use super::{ListenerKind, OriginalDst, PodListener, ProxyStats, accept};
 /// How often idle connections are looked at: whether the upstream closed them, or they were idle
 /// for too long.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// How often those who stand by rules and certificates are told of new ones, if there are any.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// What the proxy tells its workers.
 #[derive(Debug)]
@@ -70,6 +74,7 @@ pub(super) struct Context {
     pub(super) pool: RefCell<Pool>,
     pub(super) bytes: TcpPool,
     pub(super) tls: Contexts,
+    pub(super) hbone: Hbone,
     /// Turns true once, when the agent stops.
     pub(super) draining: watch::Receiver<bool>,
 }
@@ -98,9 +103,12 @@ pub(super) fn run(shared: Shared, commands: mpsc::UnboundedReceiver<Command>) {
 async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
     let (drain, draining) = watch::channel(false);
     let tls = Contexts::new(shared.credentials.clone(), shared.trust_domain.clone());
+    let (watch, changes) = hbone::Watch::new();
+    let hbone = Hbone::new(&shared.trust_domain, changes);
     let context = Rc::new(Context {
         shared,
         tls,
+        hbone,
         pool: RefCell::default(),
         bytes: TcpPool::default(),
         draining,
@@ -108,6 +116,8 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
     let mut pods: HashMap<PodId, (u64, CancellationToken)> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let command = tokio::select! {
             command = commands.recv() => match command {
@@ -116,6 +126,11 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
             },
             _ = sweep.tick() => {
                 context.pool.borrow_mut().forget_closed();
+                context.hbone.tunnels.sweep(context.tls.generation());
+                continue;
+            }
+            _ = look.tick(), if watch.has_listeners() => {
+                watch.look(&context.shared);
                 continue;
             }
         };
@@ -145,6 +160,7 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
                 if let Some((netns, end)) = pods.remove(&id) {
                     end.cancel();
                     context.pool.borrow_mut().forget_pod(netns);
+                    context.hbone.tunnels.forget_pod(netns);
                 }
             }
             Command::Drain => {

@@ -112,6 +112,8 @@ pub struct Host {
     pub outlier: Arc<outlier::Record>,
     /// How its connections are secured.
     pub transport: UpstreamTransport,
+    /// Where its HBONE tunnel ends, if not at the endpoint itself.
+    pub waypoint: Option<SocketAddr>,
     /// Counters that outlive this snapshot.
     pub state: Arc<HostState>,
 }

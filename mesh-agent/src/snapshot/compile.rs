@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use crate::config::model::cluster::{Cluster, Discovery, DnsLookupFamily};
 use crate::config::model::endpoint::{Endpoint, LoadAssignment};
-use crate::config::model::listener::{Listener, TrafficDirection};
+use crate::config::model::hbone;
+use crate::config::model::listener::{Listener, Role, TrafficDirection};
 use crate::config::model::tls::{Metadata, UpstreamTransport};
 use crate::config::model::workload::NodeConfig;
 use crate::config::model::{Address, Name};
@@ -114,7 +115,18 @@ fn compile_view(
         ),
         inbound: match same_listeners {
             Some(view) => view.inbound.clone(),
-            None => listeners().find(|listener| listener.direction == TrafficDirection::Inbound),
+            None => listeners().find(|one| one.role.is_caught() && is_inbound(one)),
+        },
+        tunnelled: match same_listeners {
+            Some(view) => view.tunnelled.clone(),
+            None => listeners().find(|one| matches!(one.role, Role::Internal) && is_inbound(one)),
+        },
+        tunnels: match same_listeners {
+            Some(view) => view.tunnels.clone(),
+            None => listeners().find_map(|one| match &one.role {
+                Role::Terminates(tls) => Some(tls.clone()),
+                Role::Caught | Role::Internal => None,
+            }),
         },
         routes: same_routes.map_or_else(
             || {
@@ -130,6 +142,10 @@ fn compile_view(
         difference,
         dns: inputs.dns.clone(),
     })
+}
+
+fn is_inbound(listener: &Arc<Listener>) -> bool {
+    listener.direction == TrafficDirection::Inbound
 }
 
 fn compile_clusters(
@@ -283,6 +299,9 @@ fn compile_cluster(
 }
 
 fn transport(config: &Cluster, metadata: &Metadata) -> UpstreamTransport {
+    if hbone::asked_for(metadata) {
+        return UpstreamTransport::Hbone(config.hbone.clone());
+    }
     UpstreamTransport::select(&config.transport_matches, &config.transport, metadata)
 }
 
@@ -312,6 +331,7 @@ fn priorities(
                 locality_weight: group.weight,
                 health: endpoint.health,
                 transport: transport(config, &endpoint.transport_metadata),
+                waypoint: endpoint.waypoint,
                 outlier,
                 state,
             })

@@ -33,6 +33,9 @@ impl OutboundListeners {
     pub fn new(listeners: impl IntoIterator<Item = Arc<Listener>>) -> Self {
         let mut index = Self::default();
         for listener in listeners {
+            if !listener.role.is_caught() {
+                continue;
+            }
             if listener.use_original_dst {
                 index.catch_all.get_or_insert(listener);
                 continue;

@@ -23,6 +23,7 @@ use arc_swap::ArcSwap;
 use crate::config::model::Name;
 use crate::config::model::listener::Listener;
 use crate::config::model::route::RouteConfiguration;
+use crate::config::model::tls::DownstreamTls;
 use crate::config::model::workload::{NodeConfig, OutboundTrafficPolicy};
 use crate::store::ResourceSet;
 
@@ -87,6 +88,10 @@ pub struct View {
     pub outbound: Arc<OutboundListeners>,
     /// The listener for connections pods receive; `None` leaves inbound traffic alone.
     pub inbound: Option<Arc<Listener>>,
+    /// The listener for what came through HBONE tunnels, if it is another one.
+    pub tunnelled: Option<Arc<Listener>>,
+    /// How tunnels are ended that lead to pods, where the configuration says so.
+    pub tunnels: Option<Arc<DownstreamTls>>,
     /// Named route configurations.
     pub routes: Arc<HashMap<Name, Arc<RouteConfiguration>>>,
     /// Clusters with their endpoints.
@@ -99,6 +104,14 @@ pub struct View {
     pub difference: Difference,
     /// What names resolved to when it was made.
     pub dns: Arc<DnsTable>,
+}
+
+impl View {
+    /// The listener for what comes through HBONE tunnels: Istio's own for that, or else the one
+    /// for all connections pods receive.
+    pub fn behind_tunnels(&self) -> Option<&Arc<Listener>> {
+        self.tunnelled.as_ref().or(self.inbound.as_ref())
+    }
 }
 
 /// What a view differs in from the one before, for those who follow by difference.

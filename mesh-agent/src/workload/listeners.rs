@@ -1,9 +1,10 @@
-//! The listening sockets inside a pod: 15001 for what it sends, 15006 for what it receives.
+//! The listening sockets inside a pod: 15001 for what it sends, 15006 for what it receives, 15008
+//! for tunnels.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
-use mesh_common::{INBOUND_PORT, OUTBOUND_PORT};
+use mesh_common::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::proxy::{ListenerKind, PodListener};
@@ -23,7 +24,7 @@ pub enum ListenError {
          it (for Istio: sidecar injection) or take the pod off the list of workloads"
     )]
     Taken {
-        /// 15001 or 15006.
+        /// 15001, 15006 or 15008.
         port: u16,
     },
     /// The kernel refused.
@@ -53,18 +54,21 @@ fn listen_here() -> Result<Vec<PodListener>, ListenError> {
     let outbound =
         |ip: std::net::IpAddr| (ListenerKind::Outbound, SocketAddr::new(ip, OUTBOUND_PORT));
     let inbound = |ip: std::net::IpAddr| (ListenerKind::Inbound, SocketAddr::new(ip, INBOUND_PORT));
-    // The inbound listener takes both families, so that one socket per worker is enough; the
+    let hbone = |ip: std::net::IpAddr| (ListenerKind::Hbone, SocketAddr::new(ip, HBONE_PORT));
+    // The inbound listeners take both families, so that one socket per worker is enough; the
     // outbound ones are on loopback, out of reach of other hosts.
     let wanted = if has_ipv6() {
         vec![
             outbound(Ipv4Addr::LOCALHOST.into()),
             outbound(Ipv6Addr::LOCALHOST.into()),
             inbound(Ipv6Addr::UNSPECIFIED.into()),
+            hbone(Ipv6Addr::UNSPECIFIED.into()),
         ]
     } else {
         vec![
             outbound(Ipv4Addr::LOCALHOST.into()),
             inbound(Ipv4Addr::UNSPECIFIED.into()),
+            hbone(Ipv4Addr::UNSPECIFIED.into()),
         ]
     };
     wanted

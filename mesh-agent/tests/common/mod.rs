@@ -3,7 +3,9 @@
 // Every test program uses its own part of it.
 #![allow(dead_code)]
 
+pub(crate) mod capture;
 pub(crate) mod certs;
+pub(crate) mod hbone;
 pub(crate) mod raw_grpc;
 pub(crate) mod resources;
 pub(crate) mod scene;

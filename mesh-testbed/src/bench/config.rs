@@ -42,7 +42,7 @@ impl Service {
         })
     }
 
-    fn filter(&self) -> Value {
+    pub(super) fn filter(&self) -> Value {
         let name = &self.name;
         match self.handling {
             Handling::Tcp => tcp_proxy(name),

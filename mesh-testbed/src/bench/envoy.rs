@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use super::config::{Service, socket_address, tcp_proxy};
 
-const USER: u32 = 1337;
+pub(super) const USER: u32 = 1337;
 const OUTBOUND: u16 = 15001;
-const ADMIN: u16 = 15000;
+pub(super) const ADMIN: u16 = 15000;
 const PASSTHROUGH: &str = "PassthroughCluster";
 
 /// As istio-init writes them, without what these pods have no use for.
@@ -24,20 +24,41 @@ const RULES: [&str; 6] = [
     "-A OUTPUT -p tcp -j ISTIO_REDIRECT",
 ];
 
-/// Puts one into the client's pod, as large as the machine: so is the agent.
+/// As large as the machine: so is the agent.
+pub(super) fn concurrency() -> Result<u32> {
+    Ok(std::thread::available_parallelism()?.get() as u32)
+}
+
+/// One rule of the table that redirects.
+pub(super) fn rule(pod: &Pod, rule: &str) -> Result<()> {
+    let mut words = vec!["-w", "-t", "nat"];
+    words.extend(rule.split(' '));
+    run(pod, "iptables", &words)
+}
+
+/// Puts one into the client's pod.
 pub(super) fn sidecar(pod: &Pod, services: &[Service], verbose: bool) -> Result<Envoy> {
-    let concurrency = std::thread::available_parallelism()?.get() as u32;
+    let clusters: Vec<Value> = services.iter().map(Service::cluster).collect();
+    sidecar_with(pod, services, &clusters, verbose)
+}
+
+/// As [`sidecar`], with clusters that say more.
+pub(super) fn sidecar_with(
+    pod: &Pod,
+    services: &[Service],
+    clusters: &[Value],
+    verbose: bool,
+) -> Result<Envoy> {
+    let concurrency = concurrency()?;
     // Outbound packets are routed before the rules see them, and services have no route.
     for service in services {
         let to = format!("{}/32", service.address.ip());
         run(pod, "ip", &["route", "replace", &to, "dev", "eth0"])?;
     }
-    for rule in RULES {
-        let mut words = vec!["-w", "-t", "nat"];
-        words.extend(rule.split(' '));
-        run(pod, "iptables", &words)?;
+    for one in RULES {
+        rule(pod, one)?;
     }
-    let resources = resources(services);
+    let resources = resources(services, clusters);
     if verbose {
         println!("Envoy ({concurrency} workers), in the client's pod:");
         for rule in RULES {
@@ -54,7 +75,7 @@ pub(super) fn sidecar(pod: &Pod, services: &[Service], verbose: bool) -> Result<
 }
 
 /// `virtualOutbound` takes every connection and hands it to the listener of its destination.
-fn resources(services: &[Service]) -> Value {
+fn resources(services: &[Service], of_services: &[Value]) -> Value {
     let mut listeners = vec![json!({
         "name": "virtualOutbound", "traffic_direction": "OUTBOUND", "use_original_dst": true,
         "address": socket_address(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), OUTBOUND)),
@@ -67,8 +88,8 @@ fn resources(services: &[Service]) -> Value {
         let mut listener = service.listener();
         listener["bind_to_port"] = json!(false);
         listeners.push(listener);
-        clusters.push(service.cluster());
     }
+    clusters.extend_from_slice(of_services);
     json!({ "listeners": listeners, "clusters": clusters })
 }
 

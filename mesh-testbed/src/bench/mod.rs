@@ -7,6 +7,7 @@ mod cpu;
 mod envoy;
 mod load;
 mod measure;
+mod mtls;
 mod path;
 mod report;
 mod servers;
@@ -23,7 +24,7 @@ use mesh_testbed::{Envoy, is_root};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use measure::Plan;
-use path::Path;
+use path::{Asked, Path};
 use stage::{Stage, System};
 
 #[derive(Debug, ClapArgs)]
@@ -31,9 +32,9 @@ use stage::{Stage, System};
 pub(crate) struct Args {
     #[command(subcommand)]
     other: Option<Other>,
-    /// What to measure; everything if none is named.
-    #[arg(value_enum, value_name = "PATH")]
-    paths: Vec<Path>,
+    /// What to measure; everything if none is named. `mtls` is every path over mutual TLS.
+    #[arg(value_parser = path::asked, value_name = "PATH")]
+    paths: Vec<Asked>,
     /// One second a measurement, three times, about three minutes for all paths.
     #[arg(long)]
     quick: bool,
@@ -65,7 +66,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("no Envoy to compare with; type: cargo xtask bench, or name one with ENVOY_BIN");
     }
     many_files()?;
-    let mut paths = args.paths.clone();
+    let asked = args.paths.iter().flat_map(|asked| &asked.0);
+    let mut paths: Vec<Path> = asked.copied().collect();
     if paths.is_empty() {
         paths = Path::all().to_vec();
     }
@@ -74,19 +76,32 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     } else {
         Plan::thorough()
     };
-    let stages = System::ALL
-        .into_iter()
-        .map(|system| Stage::set(system, args.verbose))
-        .collect::<Result<Vec<_>>>()?;
     let mut rows = Vec::new();
     let (mut noise, mut failures) = (Vec::new(), Vec::new());
-    for path in paths {
-        let measured = measure::path(path, &stages, plan, args.verbose)
-            .with_context(|| format!("{} cannot be measured", path.name()))?;
-        report::print(&measured.rows);
-        rows.extend(measured.rows);
-        noise.extend(measured.noise);
-        failures.extend(measured.failures);
+    // Servers of paths over mutual TLS take nothing in the clear, so they stand apart.
+    for mtls in [false, true] {
+        let paths: Vec<Path> = paths
+            .iter()
+            .copied()
+            .filter(|path| path.is_mtls() == mtls)
+            .collect();
+        if paths.is_empty() {
+            continue;
+        }
+        let systems = System::ALL
+            .into_iter()
+            .filter(|system| !mtls || *system != System::NoMesh);
+        let stages = systems
+            .map(|system| Stage::set(system, mtls, args.verbose))
+            .collect::<Result<Vec<_>>>()?;
+        for path in paths {
+            let measured = measure::path(path, &stages, plan, args.verbose)
+                .with_context(|| format!("{} cannot be measured", path.name()))?;
+            report::print(&measured.rows);
+            rows.extend(measured.rows);
+            noise.extend(measured.noise);
+            failures.extend(measured.failures);
+        }
     }
     report::print_noise(&noise);
     report::print_failures(&failures);

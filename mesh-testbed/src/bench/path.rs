@@ -24,11 +24,43 @@ pub(super) enum Path {
     /// gRPC as well.
     #[value(name = "l7-grpc")]
     L7Grpc,
+    /// TCP over Istio's mutual TLS between two nodes.
+    #[value(name = "mtls-l4")]
+    MtlsL4,
+    /// TCP over HBONE between two nodes, beside Istio's mutual TLS.
+    #[value(name = "mtls-l4-hbone")]
+    MtlsL4Hbone,
+    /// HTTP/1.1 over Istio's mutual TLS, routed on both nodes.
+    #[value(name = "mtls-l7")]
+    MtlsL7,
 }
+
+/// What may be asked for: a path, or `mtls` for all that begin with it.
+pub(super) fn asked(text: &str) -> Result<Asked, String> {
+    if text == "mtls" {
+        let all = Path::all().iter().copied();
+        return Ok(Asked(all.filter(|path| path.is_mtls()).collect()));
+    }
+    Path::from_str(text, false)
+        .map(|path| Asked(vec![path]))
+        .map_err(|_| {
+            let all = Path::all().iter().map(|path| path.name());
+            format!("mtls or one of {}", all.collect::<Vec<_>>().join(", "))
+        })
+}
+
+/// Paths that were asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Asked(pub(super) Vec<Path>);
 
 impl Path {
     pub(super) fn all() -> &'static [Self] {
         Self::value_variants()
+    }
+
+    /// Whether it leads over mutual TLS between two nodes.
+    pub(super) fn is_mtls(self) -> bool {
+        matches!(self, Self::MtlsL4 | Self::MtlsL4Hbone | Self::MtlsL7)
     }
 
     pub(super) fn name(self) -> &'static str {
@@ -38,6 +70,9 @@ impl Path {
             Self::L7Http1 => "l7-http1",
             Self::L7H2 => "l7-h2",
             Self::L7Grpc => "l7-grpc",
+            Self::MtlsL4 => "mtls-l4",
+            Self::MtlsL4Hbone => "mtls-l4-hbone",
+            Self::MtlsL7 => "mtls-l7",
         }
     }
 
@@ -46,13 +81,23 @@ impl Path {
     pub(super) fn references(self) -> &'static [System] {
         match self {
             Self::L4Direct | Self::L4Agent => &[System::NoMesh, System::Envoy],
-            Self::L7Http1 | Self::L7H2 | Self::L7Grpc => &[System::Envoy],
+            Self::L7Http1
+            | Self::L7H2
+            | Self::L7Grpc
+            | Self::MtlsL4
+            | Self::MtlsL4Hbone
+            | Self::MtlsL7 => &[System::Envoy],
         }
     }
 
     pub(super) fn protocol(self) -> Protocol {
         match self {
-            Self::L4Direct | Self::L4Agent | Self::L7Http1 => Protocol::Http1,
+            Self::L4Direct
+            | Self::L4Agent
+            | Self::L7Http1
+            | Self::MtlsL4
+            | Self::MtlsL4Hbone
+            | Self::MtlsL7 => Protocol::Http1,
             Self::L7H2 => Protocol::Http2,
             Self::L7Grpc => Protocol::Grpc,
         }
@@ -82,6 +127,13 @@ impl Path {
                 Measure::Memory,
             ],
             Self::L7H2 | Self::L7Grpc => &[Measure::Load, Measure::Latency],
+            Self::MtlsL4 | Self::MtlsL4Hbone => &[
+                Measure::Load,
+                Measure::Latency,
+                Measure::Connects,
+                Measure::Throughput,
+            ],
+            Self::MtlsL7 => &[Measure::Load, Measure::Latency, Measure::Connects],
         }
     }
 }

@@ -5,11 +5,12 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
-use mesh_testbed::{Envoy, MeshAgent, NODE_CGROUP_AGENT, Pod, Testbed};
+use mesh_testbed::{Envoy, MeshAgent, NODE_CGROUP_AGENT, Nginx, Pod, Testbed};
 use serde_json::json;
 
 use super::config::{Handling, Service};
 use super::cpu::Usage;
+use super::mtls;
 use super::path::Path;
 use super::servers::{self, Servers};
 
@@ -45,12 +46,13 @@ pub(super) enum Port {
     Sockperf,
 }
 
-/// Who proxies. Dropped before the pods.
+/// Who proxies; with mutual TLS there is one on either side, the client's first. Dropped before
+/// the pods.
 #[derive(Debug)]
 enum Proxy {
     None,
-    Agent(MeshAgent),
-    Envoy(Envoy),
+    Agents(Vec<MeshAgent>),
+    Envoys(Vec<Envoy>),
 }
 
 /// A system, ready to be measured.
@@ -59,27 +61,49 @@ pub(super) struct Stage {
     pub(super) system: System,
     proxy: Proxy,
     _servers: Servers,
+    _raw: Option<Nginx>,
+    _secrets: Option<tempfile::TempDir>,
     pub(super) client: Pod,
     pub(super) server: Pod,
     testbed: Testbed,
 }
 
 impl Stage {
-    pub(super) fn set(system: System, verbose: bool) -> Result<Self> {
-        eprintln!("bench: setting up: {}", system.name());
+    /// `mtls`: for the paths over mutual TLS.
+    pub(super) fn set(system: System, mtls: bool, verbose: bool) -> Result<Self> {
+        let over = if mtls { " with mutual TLS" } else { "" };
+        eprintln!("bench: setting up: {}{over}", system.name());
         let testbed = Testbed::new()?;
         let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
         let servers = Servers::start(&server)?;
+        let raw = mtls.then(|| mtls::raw_server(&server)).transpose()?;
         let services = services(&testbed, &server);
-        let proxy = match system {
-            System::NoMesh => Proxy::None,
-            System::Ours => Proxy::Agent(agent(&testbed, &client, &services, verbose)?),
-            System::Envoy => Proxy::Envoy(super::envoy::sidecar(&client, &services, verbose)?),
+        let mut secrets = None;
+        let proxy = match (system, mtls) {
+            (System::NoMesh, _) => Proxy::None,
+            (System::Ours, false) => {
+                Proxy::Agents(vec![agent(&testbed, &client, &services, verbose)?])
+            }
+            (System::Envoy, false) => {
+                Proxy::Envoys(vec![super::envoy::sidecar(&client, &services, verbose)?])
+            }
+            (System::Ours, true) => {
+                let (agents, authority) = mtls::agents(&testbed, &client, &server, verbose)?;
+                secrets = Some(authority);
+                Proxy::Agents(agents)
+            }
+            (System::Envoy, true) => {
+                let (envoys, files) = mtls::sidecars(&testbed, &client, &server, verbose)?;
+                secrets = Some(files);
+                Proxy::Envoys(envoys)
+            }
         };
         Ok(Self {
             system,
             proxy,
             _servers: servers,
+            _raw: raw,
+            _secrets: secrets,
             client,
             server,
             testbed,
@@ -98,10 +122,16 @@ impl Stage {
     pub(super) fn usage(&self) -> Result<Usage> {
         let proxy = match &self.proxy {
             Proxy::None => None,
-            Proxy::Agent(_) => Some(super::cpu::of_cgroup(
+            Proxy::Agents(_) => Some(super::cpu::of_cgroup(
                 &self.testbed.cgroup().join(NODE_CGROUP_AGENT),
             )?),
-            Proxy::Envoy(envoy) => Some(super::cpu::of_process(envoy.pid())?),
+            Proxy::Envoys(envoys) => {
+                let mut used = std::time::Duration::ZERO;
+                for envoy in envoys {
+                    used += super::cpu::of_process(envoy.pid())?;
+                }
+                Some(used)
+            }
         };
         Ok(Usage {
             all: super::cpu::of_cgroup(self.testbed.cgroup())?,
@@ -114,8 +144,8 @@ impl Stage {
     pub(super) fn proxy_pid(&self) -> Option<u32> {
         match &self.proxy {
             Proxy::None => None,
-            Proxy::Agent(agent) => Some(agent.pid()),
-            Proxy::Envoy(envoy) => Some(envoy.pid()),
+            Proxy::Agents(agents) => agents.first().map(MeshAgent::pid),
+            Proxy::Envoys(envoys) => envoys.first().map(Envoy::pid),
         }
     }
 }
@@ -125,6 +155,7 @@ fn services(testbed: &Testbed, server: &Pod) -> Vec<Service> {
     let mut services = Vec::new();
     for &path in Path::all() {
         let handling = match path {
+            Path::MtlsL4 | Path::MtlsL4Hbone | Path::MtlsL7 => continue,
             Path::L4Direct => Handling::Tcp,
             Path::L4Agent => Handling::TcpIdle,
             Path::L7Http1 => Handling::Http1,
@@ -147,7 +178,7 @@ fn services(testbed: &Testbed, server: &Pod) -> Vec<Service> {
     services
 }
 
-fn service_address(testbed: &Testbed, path: Path, port: Port) -> SocketAddr {
+pub(super) fn service_address(testbed: &Testbed, path: Path, port: Port) -> SocketAddr {
     let port = match port {
         Port::Web => 80,
         Port::Iperf => servers::IPERF,

@@ -30,8 +30,8 @@ use crate::config::model::cluster::{
 use crate::config::model::endpoint::LoadAssignment;
 
 use super::{
-    Converted, IGNORED_NETWORK_FILTERS, Problems, decode, duration, endpoint, is_one_of, outlier,
-    timeout, tls, type_name,
+    Converted, IGNORED_NETWORK_FILTERS, Problems, decode, duration, endpoint, hbone, is_one_of,
+    outlier, timeout, tls, type_name,
 };
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -82,6 +82,8 @@ fn convert(message: &pb::Cluster, problems: &mut Problems) -> Option<Cluster> {
         problems,
     );
     let transport_matches = tls::matches(&message.transport_socket_matches, problems);
+    let hbone = hbone::context(transport.as_ref(), transport_matches.as_ref());
+    hbone::check_cluster(&message.name, transport.as_ref(), problems);
     let source_addresses = source_addresses(message.upstream_bind_config.as_ref(), problems);
     Some(Cluster {
         name: message.name.as_str().into(),
@@ -111,6 +113,7 @@ fn convert(message: &pb::Cluster, problems: &mut Problems) -> Option<Cluster> {
         source_addresses,
         transport: transport?,
         transport_matches: transport_matches?,
+        hbone,
         close_connections_on_host_removal: message.close_connections_on_host_health_failure,
     })
 }
@@ -230,6 +233,7 @@ fn original_dst(message: &pb::Cluster, problems: &mut Problems) -> OriginalDst {
         return OriginalDst::default();
     };
     let path = "original_dst_lb_config";
+    hbone::check_metadata_key(config, path, problems);
     let header = if config.use_http_header {
         let name = if config.http_header_name.is_empty() {
             "x-envoy-original-dst-host"

@@ -6,10 +6,12 @@ use envoy_types::pb::envoy::config::core::v3::HealthStatus;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 
+use crate::config::model::Address;
 use crate::config::model::endpoint::{
     Endpoint, Health, LoadAssignment, Locality, LocalityEndpoints,
 };
 
+use super::hbone::{self, Internal};
 use super::{Converted, Problems, address, tls};
 
 /// Envoy's default overprovisioning factor, in percent.
@@ -133,8 +135,21 @@ fn endpoint(
         );
     }
     let at = format!("{path}.endpoint.address");
+    let (address, waypoint) =
+        match hbone::internal(message, endpoint.address.as_ref(), path, problems) {
+            Ok(Some(Internal::Tunnelled {
+                destination,
+                waypoint,
+            })) => (Address::Socket(destination), waypoint),
+            Ok(None) => {
+                let address = endpoint.address.as_ref();
+                (address::address(address, names, &at, problems)?, None)
+            }
+            Ok(Some(Internal::Inbound)) | Err(()) => return None,
+        };
     Some(Endpoint {
-        address: address::address(endpoint.address.as_ref(), names, &at, problems)?,
+        address,
+        waypoint,
         hostname: endpoint.hostname.as_str().into(),
         weight,
         health: match HealthStatus::try_from(message.health_status) {

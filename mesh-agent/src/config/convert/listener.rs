@@ -13,15 +13,16 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_pro
 
 use envoy_types::pb::google::protobuf::Any;
 
+use crate::config::model::hbone::{self as model_hbone, MAIN_INTERNAL, ORIGINATE, TERMINATE};
 use crate::config::model::tls::DownstreamTransport;
 
 use crate::config::model::listener::{
-    FilterChain, FilterChainMatch, ListenAddress, Listener, SourceType, TcpProxy,
+    FilterChain, FilterChainMatch, ListenAddress, Listener, Role, SourceType, TcpProxy,
     TcpWeightedCluster, Terminal, TrafficDirection,
 };
 
 use super::{
-    Converted, IGNORED_NETWORK_FILTERS, Problems, access_log, address, decode, hcm, inspectors,
+    Converted, IGNORED_NETWORK_FILTERS, Problems, access_log, address, decode, hbone, hcm, inspectors,
     is_one_of, network_rbac, timeout, tls, type_name, typed,
 };
 
@@ -35,12 +36,63 @@ const HCM: &str =
 pub fn listener(message: &pb::Listener) -> Converted<Listener> {
     let mut problems = Problems::default();
     let message = &*typed::listener(message, &mut problems);
-    problems.check("envoy.config.listener.v3.Listener", message);
-    let converted = convert(message, &mut problems);
+    let role = role(message, &mut problems);
+    let converted = match role {
+        Role::Terminates(_) => of_hbone(message, role),
+        Role::Internal if message.name == ORIGINATE => of_hbone(message, role),
+        Role::Internal | Role::Caught => {
+            problems.check("envoy.config.listener.v3.Listener", message);
+            convert(message, role, &mut problems)
+        }
+    };
     problems.finish(|| converted)
 }
 
-fn convert(message: &pb::Listener, problems: &mut Problems) -> Listener {
+/// Where its connections come from; Istio's listeners of HBONE are known by their names.
+fn role(message: &pb::Listener, problems: &mut Problems) -> Role {
+    let internal = message.listener_specifier.is_some();
+    match &*message.name {
+        TERMINATE if !internal => match hbone::terminate(message, problems) {
+            Some(DownstreamTransport::Tls(tls)) => {
+                Role::Terminates(Arc::new(model_hbone::downstream_of(&tls)))
+            }
+            // The problem was told.
+            _ => Role::Internal,
+        },
+        ORIGINATE if internal => {
+            hbone::check_originate(message, problems);
+            Role::Internal
+        }
+        MAIN_INTERNAL if internal => Role::Internal,
+        _ if internal => {
+            problems.hint(
+                "internal_listener",
+                "internal listeners are not supported",
+                format!("Istio's {ORIGINATE} and {MAIN_INTERNAL} are"),
+            );
+            Role::Internal
+        }
+        _ => Role::Caught,
+    }
+}
+
+/// A listener of which the agent does everything by itself.
+fn of_hbone(message: &pb::Listener, role: Role) -> Listener {
+    Listener {
+        name: message.name.as_str().into(),
+        addresses: Vec::new(),
+        direction: TrafficDirection::default(),
+        role,
+        use_original_dst: false,
+        filter_chains: Vec::new(),
+        default_filter_chain: None,
+        inspect: inspectors::convert(&[], &mut Problems::default()),
+        listener_filters_timeout: None,
+        continue_on_listener_filters_timeout: false,
+    }
+}
+
+fn convert(message: &pb::Listener, role: Role, problems: &mut Problems) -> Listener {
     let name = if message.name.is_empty() {
         problems.push("name", "a name is missing");
         ""
@@ -57,7 +109,7 @@ fn convert(message: &pb::Listener, problems: &mut Problems) -> Listener {
         }
     };
     let api = message.api_listener.as_ref();
-    if api.is_none() || message.address.is_some() {
+    if (api.is_none() && role.is_caught()) || message.address.is_some() {
         listen(message.address.as_ref(), "address", problems);
     }
     for (i, additional) in message.additional_addresses.iter().enumerate() {
@@ -101,6 +153,7 @@ fn convert(message: &pb::Listener, problems: &mut Problems) -> Listener {
             Ok(PbDirection::Inbound) => TrafficDirection::Inbound,
             _ => TrafficDirection::Outbound,
         },
+        role,
         use_original_dst: message
             .use_original_dst
             .as_ref()

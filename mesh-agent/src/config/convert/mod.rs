@@ -9,6 +9,7 @@ mod cluster;
 mod endpoint;
 mod filter;
 mod hash;
+mod hbone;
 mod hcm;
 mod headers;
 mod inspectors;

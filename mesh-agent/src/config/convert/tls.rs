@@ -23,9 +23,11 @@ use crate::config::model::tls::{
     UpstreamTransport, Validation,
 };
 
-use super::{Problems, decode, matcher, type_name};
+use super::{Problems, decode, hbone, matcher, type_name};
 
 const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+const INTERNAL_UPSTREAM: &str =
+    "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport";
 const UPSTREAM: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
 const DOWNSTREAM: &str = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
 
@@ -50,6 +52,9 @@ pub(super) fn upstream(
     let Some(any) = config(socket, path, problems)? else {
         return Some(UpstreamTransport::Plain);
     };
+    if type_name(any) == INTERNAL_UPSTREAM {
+        return hbone::internal_upstream(any, &format!("{path}.typed_config"), problems);
+    }
     if type_name(any) != UPSTREAM {
         return refuse(any, path, problems);
     }

@@ -10,7 +10,7 @@ use crate::balance::ring::RingSize;
 
 use super::endpoint::LoadAssignment;
 use super::outlier::OutlierDetection;
-use super::tls::{TransportMatch, UpstreamTransport};
+use super::tls::{TransportMatch, UpstreamTls, UpstreamTransport};
 
 /// An Envoy cluster.
 #[derive(Debug, Clone)]
@@ -46,6 +46,8 @@ pub struct Cluster {
     pub transport: UpstreamTransport,
     /// Endpoints with such metadata have another transport; the first match counts.
     pub transport_matches: Vec<TransportMatch>,
+    /// How tunnels to endpoints are secured that ask for HBONE.
+    pub hbone: Arc<UpstreamTls>,
     /// Connections to an endpoint that leaves the cluster are closed at once instead of when
     /// they end by themselves.
     pub close_connections_on_host_removal: bool,

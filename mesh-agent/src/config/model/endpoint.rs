@@ -1,5 +1,6 @@
 //! Endpoints by locality and priority.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::tls::Metadata;
@@ -55,6 +56,8 @@ pub struct Endpoint {
     pub health: Health,
     /// What its transport is chosen by (`envoy.transport_socket_match`).
     pub transport_metadata: Arc<Metadata>,
+    /// Where its HBONE tunnel ends, if not at the endpoint itself.
+    pub waypoint: Option<SocketAddr>,
 }
 
 /// Envoy's `HealthStatus`, folded to what load balancing does with it.

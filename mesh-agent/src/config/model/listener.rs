@@ -11,7 +11,7 @@ use super::access_log::AccessLogs;
 use super::filter::HttpFilter;
 use super::filter::rbac::Rbac;
 use super::route::{RouteConfiguration, WeightedCluster};
-use super::tls::DownstreamTransport;
+use super::tls::{DownstreamTls, DownstreamTransport};
 
 /// An Envoy listener.
 ///
@@ -26,6 +26,8 @@ pub struct Listener {
     pub addresses: Vec<ListenAddress>,
     /// From the client pod's (outbound) or the server pod's (inbound) point of view.
     pub direction: TrafficDirection,
+    /// Where its connections come from.
+    pub role: Role,
     /// This listener only hands connections to the one whose address is the original
     /// destination; its own chains serve what no other listener takes (`virtualOutbound`).
     pub use_original_dst: bool,
@@ -60,6 +62,26 @@ pub enum TrafficDirection {
     Outbound,
     /// Connections pods receive.
     Inbound,
+}
+
+/// Where a listener's connections come from.
+#[derive(Debug, Clone, Default)]
+pub enum Role {
+    /// The kernel programs caught them.
+    #[default]
+    Caught,
+    /// Other listeners hand them on (`internal_listener`): inbound, they came through HBONE
+    /// tunnels.
+    Internal,
+    /// It ends HBONE tunnels and hands on what they carry.
+    Terminates(Arc<DownstreamTls>),
+}
+
+impl Role {
+    /// Whether the kernel programs catch its connections.
+    pub fn is_caught(&self) -> bool {
+        matches!(self, Self::Caught)
+    }
 }
 
 /// The listener filters that look at the first bytes.

@@ -11,6 +11,7 @@ pub mod domains;
 pub mod endpoint;
 pub mod filter;
 pub mod hash;
+pub mod hbone;
 pub mod headers;
 pub mod listener;
 pub mod matcher;

@@ -17,6 +17,8 @@ pub enum UpstreamTransport {
     Plain,
     /// TLS begun by us.
     Tls(Arc<UpstreamTls>),
+    /// A stream of an HBONE tunnel, which is secured like this.
+    Hbone(Arc<UpstreamTls>),
 }
 
 /// How a downstream connection is secured.
@@ -145,6 +147,13 @@ pub struct NameMatcher {
     pub matcher: StringMatcher,
 }
 
+impl NameMatcher {
+    /// Whether a name of this kind will do.
+    pub fn matches(&self, kind: NameKind, name: &str) -> bool {
+        self.kind.is_none_or(|wanted| wanted == kind) && self.matcher.matches(name)
+    }
+}
+
 /// A kind of subject alternative name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NameKind {
@@ -184,7 +193,7 @@ pub enum MetadataValue {
 }
 
 impl UpstreamTransport {
-    /// Whether there is no TLS.
+    /// Whether the application's bytes are sent as they are.
     pub fn is_plain(&self) -> bool {
         matches!(self, Self::Plain)
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::config::model::filter::rbac::{Action, Facts, Policy, Rbac, Rules};
 use crate::config::model::listener::{
-    FilterChainMatch, Inspectors, TcpProxy, Terminal, TrafficDirection,
+    FilterChainMatch, Inspectors, Role, TcpProxy, Terminal, TrafficDirection,
 };
 use crate::config::model::matcher::{HeaderMatcher, MetadataMatcher};
 use crate::config::model::tls::DownstreamTransport;
@@ -55,6 +55,7 @@ fn listener(chains: Vec<FilterChain>) -> Listener {
     Listener {
         name: "l".into(),
         addresses: Vec::new(),
+        role: Role::Caught,
         direction: TrafficDirection::Inbound,
         use_original_dst: true,
         filter_chains: chains,

@@ -80,6 +80,7 @@ impl Connection {
         let listener = match self.caught.kind {
             super::ListenerKind::Outbound => view.outbound.find(self.caught.destination),
             super::ListenerKind::Inbound => view.inbound.as_ref(),
+            super::ListenerKind::Hbone => view.behind_tunnels(),
         };
         let hcm = listener
             .filter(|listener| listener.name == self.place.listener)

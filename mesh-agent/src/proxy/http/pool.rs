@@ -38,7 +38,7 @@ impl Context {
     pub(super) fn of(transport: &UpstreamTransport) -> Option<Self> {
         match transport {
             UpstreamTransport::Plain => None,
-            UpstreamTransport::Tls(tls) => Some(Self(tls.clone())),
+            UpstreamTransport::Tls(tls) | UpstreamTransport::Hbone(tls) => Some(Self(tls.clone())),
         }
     }
 }

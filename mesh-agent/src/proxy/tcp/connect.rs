@@ -9,6 +9,7 @@ use std::time::Instant;
 use crate::config::model::cluster::RoutingPriority;
 use crate::config::model::tls::UpstreamTransport;
 use crate::proxy::accept::Caught;
+use crate::proxy::hbone;
 use crate::proxy::lb::Target;
 use crate::proxy::stats::count;
 use crate::proxy::stream::Stream;
@@ -81,10 +82,19 @@ async fn secured(
     offer: Option<&Offer>,
 ) -> io::Result<Stream> {
     let start = Instant::now();
-    let stream = upstream::connect(&caught.pod, target.address(), options).await?;
-    let UpstreamTransport::Tls(tls) = target.transport(cluster) else {
-        return Ok(Stream::Plain(stream));
+    let address = target.address();
+    let tls = match target.transport(cluster) {
+        UpstreamTransport::Plain => {
+            let stream = upstream::connect(&caught.pod, address, options).await?;
+            return Ok(Stream::Plain(stream));
+        }
+        UpstreamTransport::Hbone(tls) => {
+            let tunnelled = hbone::connect(context, cluster, target, tls, caught, options).await?;
+            return Ok(Stream::Tunnelled(Box::new(tunnelled)));
+        }
+        UpstreamTransport::Tls(tls) => tls,
     };
+    let stream = upstream::connect(&caught.pod, address, options).await?;
     let id = context.tls.identity(&caught.pod.workload);
     let left = options.timeout.saturating_sub(start.elapsed());
     let connected = tokio::time::timeout(left, context.tls.connect(tls, &id, offer, stream))
@@ -93,7 +103,7 @@ async fn secured(
     if let Err(error) = &connected {
         let stats = &cluster.state.stats;
         count(&stats.ssl_connection_error);
-        report::upstream(&id, target.address(), cluster, error);
+        report::upstream(&id, address, cluster, error);
     }
     connected
 }

@@ -112,8 +112,8 @@ async fn relayed(
         }
     };
     if result.is_err() {
-        reset(downstream.tcp());
-        reset(upstream.tcp());
+        downstream.reset();
+        upstream.reset();
     }
     let (sent, received) = relay.bytes();
     Copied { sent, received }

@@ -28,7 +28,7 @@ use super::record::ConnectionRecord;
 use super::sniff::Prefixed;
 use super::stats::count;
 use super::stream::Stream;
-use super::worker::{Context, reset};
+use super::worker::Context;
 
 pub(super) use connect::{ConnectError, Open, connect};
 pub(super) use copy::copy;
@@ -40,20 +40,38 @@ pub(super) async fn serve(
     caught: &Caught,
     view: &Arc<View>,
     proxy: &TcpProxy,
-    stream: Prefixed<Stream>,
+    mut stream: Prefixed<Stream>,
     record: &mut ConnectionRecord,
 ) {
     let connected = tokio::select! {
         connected = connect_upstream(context, caught, view, proxy, record) => connected,
         // Nobody waits for it any more.
-        () = failed(stream.get_ref().tcp()) => None,
+        () = stream.get_mut().failed() => None,
     };
-    let Some((upstream, open, _in_flight)) = connected else {
-        return reset(stream.get_ref().tcp());
-    };
-    let copied = copy(context, stream, upstream, proxy.idle_timeout).await;
+    match connected {
+        Some(upstream) => carry(context, proxy, stream, upstream, record).await,
+        None => stream.get_mut().reset(),
+    }
+}
+
+/// A connection to an endpoint, and what counts it.
+pub(super) struct Upstream {
+    stream: Stream,
+    open: Open,
+    _in_flight: InFlight,
+}
+
+/// Copies both ways until both sides have ended.
+pub(super) async fn carry(
+    context: &Rc<Context>,
+    proxy: &TcpProxy,
+    stream: Prefixed<Stream>,
+    upstream: Upstream,
+    record: &mut ConnectionRecord,
+) {
+    let copied = copy(context, stream, upstream.stream, proxy.idle_timeout).await;
     record.carried(copied.sent, copied.received);
-    let stats = open.stats();
+    let stats = upstream.open.stats();
     stats
         .upstream_cx_tx_bytes_total
         .fetch_add(copied.sent, Ordering::Relaxed);
@@ -70,13 +88,13 @@ async fn failed(stream: &TcpStream) {
 }
 
 /// Tries endpoints until one takes the connection, as often as configured.
-async fn connect_upstream(
+pub(super) async fn connect_upstream(
     context: &Rc<Context>,
     caught: &Caught,
     view: &Arc<View>,
     proxy: &TcpProxy,
     record: &mut ConnectionRecord,
-) -> Option<(Stream, Open, InFlight)> {
+) -> Option<Upstream> {
     let name = pick_cluster(proxy);
     let Some(cluster) = view.clusters.get(name) else {
         count(&context.shared.stats.no_cluster);
@@ -107,7 +125,11 @@ async fn connect_upstream(
             Ok((stream, open)) => {
                 observe(cluster, &target, Outcome::Connected);
                 record.connected(open.local());
-                return Some((stream, open, in_flight));
+                return Some(Upstream {
+                    stream,
+                    open,
+                    _in_flight: in_flight,
+                });
             }
             Err(error) => {
                 let address = target.address();

@@ -24,7 +24,7 @@ struct Half {
 
 #[derive(Debug)]
 enum State {
-    /// Bytes that were read before this began.
+    /// Bytes that are in memory already: read before this began, or a tunnel's.
     Prefix(Bytes),
     /// Everything read was handed on; the writer may still hold some of it.
     Flushing,
@@ -115,6 +115,16 @@ impl Half {
                     self.state = State::Reading;
                 }
                 State::Reading => {
+                    if let Stream::Tunnelled(from) = from {
+                        // They are in memory already.
+                        let chunk = ready!(from.poll_chunk(cx))?;
+                        self.state = if chunk.is_empty() {
+                            State::Ending
+                        } else {
+                            State::Prefix(chunk)
+                        };
+                        continue;
+                    }
                     let mut buffer = pool.buffer(Size::Large);
                     let mut read = ReadBuf::new(&mut buffer);
                     ready!(Pin::new(&mut *from).poll_read(cx, &mut read))?;

@@ -48,6 +48,13 @@ impl Certificate {
     }
 }
 
+impl Certificate {
+    /// It, and those that signed it.
+    pub(super) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain_pem.chain
+    }
+}
+
 /// Certificates, written out when they are asked for.
 #[derive(Debug)]
 pub(in crate::proxy) struct Encoded {

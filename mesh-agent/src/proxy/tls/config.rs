@@ -6,11 +6,14 @@ use std::sync::Arc;
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::ResolvesServerCert;
+use rustls::server::danger::ClientCertVerifier as _;
 use rustls::sign::CertifiedKey;
 use rustls::{
     CipherSuite as Suite, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
     version,
 };
+
+use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::config::model::Name;
 use crate::config::model::tls::{
@@ -116,6 +119,22 @@ pub(super) fn server(
         config.alpn_protocols = alpn(common);
     }
     Ok(config)
+}
+
+/// Whether a client's chain is accepted.
+pub(super) fn admits(
+    tls: &DownstreamTls,
+    credentials: &Credentials,
+    chain: &[CertificateDer<'static>],
+) -> bool {
+    let Some((leaf, between)) = chain.split_first() else {
+        return false;
+    };
+    verifier(&tls.common, credentials, provider(&tls.common), true).is_ok_and(|verifier| {
+        verifier
+            .verify_client_cert(leaf, between, UnixTime::now())
+            .is_ok()
+    })
 }
 
 fn versions(common: &CommonTls) -> &'static [&'static SupportedProtocolVersion] {

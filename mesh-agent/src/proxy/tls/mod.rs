@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use crate::config::model::tls::{DownstreamTls, UpstreamTls};
-use crate::identity::{SharedCredentials, SpiffeId};
+use crate::identity::{Credentials, SharedCredentials, SpiffeId};
 
 pub(crate) use certificate::Certificate;
 
@@ -81,7 +81,12 @@ impl Contexts {
         SpiffeId::of(workload, &self.trust_domain)
     }
 
-    fn client(
+    /// The configuration of a context and an identity, the same one as long as neither
+    /// certificates nor roots change.
+    ///
+    /// # Errors
+    /// There is no certificate.
+    pub(super) fn client(
         &self,
         tls: &Arc<UpstreamTls>,
         id: &SpiffeId,
@@ -135,9 +140,23 @@ impl Contexts {
             // No name is sent for an address.
             None => ServerName::from(stream.peer_addr()?.ip()),
         };
-        let stream = Prefixed::new(stream);
-        let session = TlsConnector::from(config).connect(name, stream).await?;
-        Ok(Stream::Tls(Box::new(TlsStream::Client(session))))
+        let session = connect(config, name, stream).await?;
+        Ok(Stream::Tls(Box::new(session)))
+    }
+
+    /// Which certificates and roots hold now.
+    pub(super) fn generation(&self) -> u64 {
+        self.credentials.load().generation
+    }
+
+    /// The certificates and roots of now.
+    pub(super) fn current(&self) -> Arc<Credentials> {
+        self.credentials.load_full()
+    }
+
+    /// Whether a client that showed this certificate before would be let in now.
+    pub(super) fn admits(&self, tls: &DownstreamTls, certificate: &Certificate) -> bool {
+        config::admits(tls, &self.credentials.load(), certificate.chain())
     }
 
     /// Ends a client's TLS as `id`. `offered` are the protocols it named.
@@ -176,6 +195,20 @@ impl Contexts {
         };
         Ok((Stream::Tls(Box::new(TlsStream::Server(session))), peer))
     }
+}
+
+/// Speaks TLS to an endpoint.
+///
+/// # Errors
+/// The endpoint is not who it should be.
+pub(super) async fn connect(
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    stream: TcpStream,
+) -> io::Result<TlsStream<Prefixed<TcpStream>>> {
+    let stream = Prefixed::new(stream);
+    let session = TlsConnector::from(config).connect(name, stream).await?;
+    Ok(TlsStream::Client(session))
 }
 
 impl Made {

@@ -65,9 +65,8 @@ impl Verifier {
             return Ok(());
         }
         let wanted = |kind: NameKind, name: &str| {
-            self.names.iter().any(|matcher| {
-                matcher.kind.is_none_or(|wanted| wanted == kind) && matcher.matcher.matches(name)
-            })
+            let mut names = self.names.iter();
+            names.any(|matcher| matcher.matches(kind, name))
         };
         let names = typed_names(leaf);
         if names.iter().any(|(kind, name)| wanted(*kind, name)) {

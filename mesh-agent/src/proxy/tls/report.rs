@@ -27,7 +27,7 @@ static LIMIT: Mutex<Limit> = Mutex::new(Limit {
 });
 
 /// How many lines were left out before this one; `None`: this one is left out, too.
-fn permitted() -> Option<u64> {
+pub(in crate::proxy) fn permitted() -> Option<u64> {
     let mut limit = LIMIT
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);

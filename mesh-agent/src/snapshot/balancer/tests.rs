@@ -43,6 +43,7 @@ fn placed(
         locality_weight,
         health,
         transport: UpstreamTransport::Plain,
+        waypoint: None,
         outlier: Arc::default(),
         state: Arc::default(),
     })

@@ -337,6 +337,8 @@ fn sidecar(base: &Node, workload: &Workload, ips: &[IpAddr]) -> Node {
             text(&workload.service_account),
         ),
         ("INTERCEPTION_MODE".to_owned(), text("REDIRECT")),
+        // istiod describes inbound tunnels, too, where it knows ambient mode.
+        ("ENABLE_HBONE".to_owned(), text("true")),
         (
             "LABELS".to_owned(),
             Value {

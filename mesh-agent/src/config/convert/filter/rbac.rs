@@ -6,12 +6,15 @@ use envoy_types::pb::envoy::config::rbac::v3 as pb;
 use envoy_types::pb::envoy::config::rbac::v3::permission::Rule as Permitted;
 use envoy_types::pb::envoy::config::rbac::v3::principal::Identifier;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3 as filter;
-use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, path_matcher};
+use envoy_types::pb::envoy::r#type::matcher::v3::{
+    FilterStateMatcher, PathMatcher, filter_state_matcher, path_matcher,
+};
 
 use crate::config::convert::{Problems, address, matcher};
 use crate::config::model::Name;
 use crate::config::model::filter::FilterOverride;
 use crate::config::model::filter::rbac::{Action, Policy, Rbac, Rule, Rules};
+use crate::config::model::hbone::PEER_PRINCIPAL;
 use crate::config::model::matcher::StringMatcher;
 
 pub(super) fn convert(message: &filter::Rbac, path: &str, problems: &mut Problems) -> Option<Rbac> {
@@ -180,12 +183,35 @@ fn principal(message: &pb::Principal, path: &str, problems: &mut Problems) -> Op
             let id = principal(id, &format!("{path}.not_id"), problems)?;
             Some(Rule::Not(Box::new(id)))
         }
-        Some(Identifier::FilterState(_) | Identifier::Custom(_)) => {
-            problems.push(path, "filter_state and custom are not supported");
+        Some(Identifier::FilterState(state)) => peer_principal(state, path, problems),
+        Some(Identifier::Custom(_)) => {
+            problems.push(path, "custom is not supported");
             None
         }
         None => {
             problems.push(path, "an identifier is missing");
+            None
+        }
+    }
+}
+
+/// Who came through a tunnel: Istio keeps the name in the client's certificate in filter state.
+fn peer_principal(
+    message: &FilterStateMatcher,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<Rule> {
+    let path = format!("{path}.filter_state");
+    match &message.matcher {
+        Some(filter_state_matcher::Matcher::StringMatch(name)) if message.key == PEER_PRINCIPAL => {
+            let path = format!("{path}.string_match");
+            matcher::string(name, &path, problems).map(|name| Rule::Authenticated(Some(name)))
+        }
+        _ => {
+            problems.push(
+                path,
+                format!("only {PEER_PRINCIPAL} with string_match is supported"),
+            );
             None
         }
     }

@@ -23,7 +23,7 @@ use crate::proxy::http::{Connection, alarm::Alarm, exchange};
 use crate::proxy::sniff::Prefixed;
 use crate::proxy::stats::count;
 use crate::proxy::stream::Stream;
-use crate::proxy::{tcp, worker};
+use crate::proxy::tcp;
 
 use super::chunked::{Decoded, Decoder};
 use super::fields::{Framing, has_token};
@@ -163,7 +163,7 @@ pub(in crate::proxy::http) async fn serve(
             match tunnel {
                 After::Next => continue,
                 After::Close => return linger(&wire, hcm.delayed_close_timeout).await,
-                After::Abort => return worker::reset(wire.stream.borrow().tcp()),
+                After::Abort => return wire.stream.borrow_mut().reset(),
                 After::Tunnel(tunnel, told) => {
                     return upgraded(connection, wire, *tunnel, told).await;
                 }
