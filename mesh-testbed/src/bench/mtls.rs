@@ -2,7 +2,7 @@
 //! Istio puts it there.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context as _, Result};
 use mesh_testbed::{Envoy, EnvoyOptions, MeshAgent, Nginx, Pod, Testbed};

@@ -12,6 +12,8 @@ mod serve;
 mod server;
 pub(super) mod stats;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::rc::Rc;

@@ -155,18 +155,22 @@ async fn accept(
         let text = format!("its certificate names {ids} URIs; an identity is exactly one");
         return Err(io::Error::other(text));
     }
-    let connection = h2::server::Builder::new()
+    let connection = builder().handshake(*session).await.map_err(told)?;
+    Ok((connection, peer))
+}
+
+/// The HTTP/2 of tunnels.
+pub(super) fn builder() -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(TUNNEL_WINDOW)
         .max_frame_size(FRAME)
         .max_header_list_size(HEADERS)
         .max_concurrent_streams(STREAMS)
         .max_send_buffer_size(SEND_BUFFER)
-        .data_frame_budget(SMALL_FRAMES)
-        .handshake(*session)
-        .await
-        .map_err(told)?;
-    Ok((connection, peer))
+        .data_frame_budget(SMALL_FRAMES);
+    builder
 }
 
 /// Moves a tunnel's frames and serves its streams. It is told to end when the agent drains, when
