@@ -15,6 +15,14 @@ SPEC = json.loads(sys.argv[1])
 PATIENCE = 20
 
 
+class Connection(h2.connection.H2Connection):
+    def _receive_goaway_frame(self, frame):
+        """Streams go on after it, which the library does not know."""
+        event = h2.events.ConnectionTerminated()
+        event.error_code = frame.error_code
+        return [], [event]
+
+
 class Tunnel:
     def __init__(self):
         host, port = SPEC["to"]
@@ -38,7 +46,7 @@ class Tunnel:
         config = h2.config.H2Configuration(client_side=True, header_encoding="utf-8",
                                            validate_outbound_headers=False,
                                            normalize_outbound_headers=False)
-        self.h2 = h2.connection.H2Connection(config=config)
+        self.h2 = Connection(config=config)
         self.h2.initiate_connection()
         self.h2.update_settings({h2.settings.SettingCodes.ENABLE_PUSH: 0})
         self.streams = {}
@@ -79,8 +87,6 @@ class Tunnel:
             self.pongs += 1
         elif isinstance(event, h2.events.ConnectionTerminated):
             self.goaway = int(event.error_code)
-            # Streams go on after it, which this library does not know.
-            self.h2.state_machine.state = h2.connection.ConnectionState.CLIENT_OPEN
 
     def connect(self, step):
         id = self.h2.get_next_available_stream_id()

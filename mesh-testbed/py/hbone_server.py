@@ -10,6 +10,7 @@ import h2.config
 import h2.connection
 import h2.errors
 import h2.events
+from hyperframe.frame import GoAwayFrame
 
 SPEC = json.loads(sys.argv[1])
 SEEN = []
@@ -23,7 +24,9 @@ class Tunnel:
         self.room = threading.Condition(self.lock)
         self.streams = {}
         self.peer = connection.getpeercert()
-        config = h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
+        config = h2.config.H2Configuration(client_side=False, header_encoding="utf-8",
+                                           # It asks for :path, which CONNECT does not have.
+                                           validate_inbound_headers=False)
         self.h2 = h2.connection.H2Connection(config=config)
 
     def flush(self):
@@ -135,7 +138,8 @@ for line in sys.stdin:
     order = json.loads(line)
     if order.get("goaway"):
         for tunnel in TUNNELS:
+            # Not by the library, for which it is the end of all streams.
+            last = tunnel.h2.highest_inbound_stream_id
             with tunnel.lock:
-                tunnel.h2.close_connection(last_stream_id=tunnel.h2.highest_inbound_stream_id)
-                tunnel.flush()
+                tunnel.socket.sendall(GoAwayFrame(0, last_stream_id=last).serialize())
     print(json.dumps({"seen": SEEN, "tunnels": len(TUNNELS)}), flush=True)

@@ -43,7 +43,7 @@ pub(super) struct Caught {
 }
 
 /// The next connection's number.
-fn next_id() -> u64 {
+pub(super) fn next_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }

@@ -1,6 +1,7 @@
 //! A connection as the proxy speaks over it: plain, through TLS, or as a stream of a tunnel.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
@@ -24,6 +25,15 @@ pub(super) enum Stream {
 }
 
 impl Stream {
+    /// Our end of the socket below; a stream of a tunnel has none of its own.
+    pub(super) fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Plain(tcp) => tcp.local_addr().ok(),
+            Self::Tls(tls) => tls.get_ref().0.get_ref().local_addr().ok(),
+            Self::Tunnelled(_) => None,
+        }
+    }
+
     /// Ends it so that the peer sees an error.
     pub(super) fn reset(&mut self) {
         match self {
@@ -56,10 +66,7 @@ impl Stream {
                 let mut cx = Context::from_waker(Waker::noop());
                 Pin::new(tls).poll_read(&mut cx, &mut buf).is_pending()
             }
-            Self::Tunnelled(tunnelled) => {
-                let mut cx = Context::from_waker(Waker::noop());
-                tunnelled.poll_chunk(&mut cx).is_pending()
-            }
+            Self::Tunnelled(tunnelled) => tunnelled.is_quiet(),
         }
     }
 }

@@ -125,8 +125,9 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
                 None => break,
             },
             _ = sweep.tick() => {
-                context.pool.borrow_mut().forget_closed();
-                context.hbone.tunnels.sweep(context.tls.generation());
+                let generation = context.tls.generation();
+                context.hbone.tunnels.sweep(generation);
+                context.pool.borrow_mut().forget_closed(generation);
                 continue;
             }
             _ = look.tick(), if watch.has_listeners() => {

@@ -22,8 +22,8 @@ use crate::config::model::listener::{
 };
 
 use super::{
-    Converted, IGNORED_NETWORK_FILTERS, Problems, access_log, address, decode, hbone, hcm, inspectors,
-    is_one_of, network_rbac, timeout, tls, type_name, typed,
+    Converted, IGNORED_NETWORK_FILTERS, Problems, access_log, address, decode, hbone, hcm,
+    inspectors, is_one_of, network_rbac, timeout, tls, type_name, typed,
 };
 
 const HCM: &str =
@@ -89,6 +89,7 @@ fn of_hbone(message: &pb::Listener, role: Role) -> Listener {
         inspect: inspectors::convert(&[], &mut Problems::default()),
         listener_filters_timeout: None,
         continue_on_listener_filters_timeout: false,
+        access_logs: Arc::default(),
     }
 }
 

@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -53,6 +54,14 @@ struct Tunnel {
     state: Rc<State>,
 }
 
+impl Tunnel {
+    /// Whether its other side has sent GOAWAY, or it broke.
+    fn was_told_to_end(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        matches!(self.sender.poll_ready(&mut cx), Poll::Ready(Err(_)))
+    }
+}
+
 /// What is known of a tunnel.
 #[derive(Debug)]
 pub(super) struct State {
@@ -85,6 +94,11 @@ impl Place {
     fn new(state: &Rc<State>) -> Self {
         state.streams.set(state.streams.get() + 1);
         Self(state.clone())
+    }
+
+    /// Whether the tunnel takes no further stream, so that this one should not be kept, either.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.0.ended.get()
     }
 
     /// The tunnel it is in takes no further stream.
@@ -230,12 +244,16 @@ impl Tunnels {
     /// close.
     pub(in crate::proxy) fn sweep(&self, generation: u64) {
         self.0.borrow_mut().retain(|_, slot| {
-            slot.made.retain(|tunnel| {
+            let current = slot.generation == generation;
+            slot.made.retain_mut(|tunnel| {
+                if !current || tunnel.was_told_to_end() {
+                    tunnel.state.end();
+                }
                 let state = &tunnel.state;
                 let unused = state.streams.get() == 0 && state.used.get().elapsed() > UNUSED;
                 !state.ended.get() && !unused
             });
-            slot.generation == generation && !(slot.made.is_empty() && slot.dials.is_empty())
+            current && !(slot.made.is_empty() && slot.dials.is_empty())
         });
     }
 

@@ -15,10 +15,12 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{Request, Response, StatusCode};
 
+use crate::config::model::Name;
 use crate::config::model::listener::{FilterChain, Listener, Role, Terminal};
 use crate::config::model::tls::DownstreamTransport;
-use crate::proxy::accept::Caught;
+use crate::proxy::accept::{Caught, next_id};
 use crate::proxy::filter_chain::{self, Facts};
+use crate::proxy::record::ConnectionRecord;
 use crate::proxy::sniff::{Looking, Prefixed, sniff};
 use crate::proxy::stats::{Gauge, ProxyStats, count};
 use crate::proxy::stream::Stream;
@@ -100,6 +102,7 @@ pub(super) async fn serve(
             kind: ListenerKind::Hbone,
             peer: tunnel.from,
             destination: connect.destination,
+            id: next_id(),
         },
         tunnel,
         stats,
@@ -116,6 +119,13 @@ impl AsRef<std::sync::atomic::AtomicU64> for Open {
     }
 }
 
+/// The configuration that a stream is served by.
+#[derive(Clone, Copy)]
+struct On<'a> {
+    view: &'a Arc<View>,
+    listener: &'a Arc<Listener>,
+}
+
 /// A connection that a stream carries.
 struct Connection {
     tunnel: Rc<Tunnel>,
@@ -130,9 +140,18 @@ impl Connection {
             return asked.refuse(StatusCode::SERVICE_UNAVAILABLE);
         };
         let mut facts = self.facts("raw_buffer");
+        let mut record = ConnectionRecord::begin(&self.tunnel.context, &self.caught);
+        record.peer(&self.tunnel.peer);
         let serving = async {
             match view.behind_tunnels() {
-                Some(listener) => self.listened(&view, listener, &mut facts, asked).await,
+                Some(listener) => {
+                    record.tell(&listener.access_logs);
+                    let on = On {
+                        view: &view,
+                        listener,
+                    };
+                    self.listened(on, &mut facts, asked, &mut record).await;
+                }
                 None => self.passed(asked).await,
             }
         };
@@ -180,44 +199,44 @@ impl Connection {
 
     async fn listened(
         &self,
-        view: &Arc<View>,
-        listener: &Arc<Listener>,
+        on: On<'_>,
         facts: &mut Facts,
         asked: Asked,
+        record: &mut ConnectionRecord,
     ) {
-        let candidates = self.candidates(listener, facts);
+        let candidates = self.candidates(on.listener, facts);
         if candidates.iter().any(|chain| asks_for_http(chain)) {
-            if !candidates.iter().any(|chain| self.allows(chain)) {
-                return self.deny(asked);
+            if let Some(policy) = self.all_deny(candidates.iter().copied()) {
+                return self.deny(asked, &policy, record);
             }
             let Some(mut stream) = asked.grant(&self.stats) else {
                 return;
             };
-            if self.sniff(listener, facts, &mut stream).await.is_err() {
+            if self.sniff(on.listener, facts, &mut stream).await.is_err() {
                 return stream.get_mut().reset();
             }
-            let chain = filter_chain::select(listener, facts);
-            match chain.filter(|chain| self.allows(chain)) {
-                Some(chain) => self.serve_granted(view, listener, chain, stream).await,
-                None => {
-                    count(match chain {
-                        Some(_) => &self.stats.rbac_denied,
-                        None => &self.stats.no_filter_chain_match,
-                    });
-                    stream.get_mut().reset();
-                }
+            let Some(chain) = filter_chain::select(on.listener, facts) else {
+                count(&self.stats.no_filter_chain_match);
+                record.unmatched();
+                return stream.get_mut().reset();
+            };
+            if let Err(policy) = self.allows(chain) {
+                count(&self.stats.rbac_denied);
+                record.denied(&policy);
+                return stream.get_mut().reset();
             }
-            return;
+            return self.serve_granted(on, chain, stream, record).await;
         }
-        let Some(chain) = filter_chain::select(listener, facts) else {
+        let Some(chain) = filter_chain::select(on.listener, facts) else {
             count(&self.stats.no_filter_chain_match);
             count(&self.stats.hbone.unavailable);
+            record.unmatched();
             return asked.refuse(StatusCode::SERVICE_UNAVAILABLE);
         };
-        if !self.allows(chain) {
-            return self.deny(asked);
+        if let Err(policy) = self.allows(chain) {
+            return self.deny(asked, &policy, record);
         }
-        self.serve_asked(view, listener, chain, asked).await;
+        self.serve_asked(on, chain, asked, record).await;
     }
 
     /// The chains that may take it, and what it is to them.
@@ -237,8 +256,8 @@ impl Connection {
         filter_chain::candidates(listener, facts)
     }
 
-    /// Whether the chain's names and access rules let the client in.
-    fn allows(&self, chain: &FilterChain) -> bool {
+    /// Whether the chain's names and access rules let the client in; `Err`: what denies it.
+    fn allows(&self, chain: &FilterChain) -> Result<(), Name> {
         let names = self.tunnel.peer.names.as_deref();
         if let DownstreamTransport::Tls(tls) = &chain.transport {
             let wanted = tls.common.validation.as_ref();
@@ -247,15 +266,25 @@ impl Connection {
             let mut known = known.flat_map(|certificate| &certificate.names);
             let does = known.any(|(kind, name)| wanted.iter().any(|one| one.matches(*kind, name)));
             if !wanted.is_empty() && !does {
-                return false;
+                return Err("match_subject_alt_names".into());
             }
         }
         authz::allows(chain, &self.caught, "", names)
     }
 
-    fn deny(&self, asked: Asked) {
+    /// What denies it, if every one of these chains does.
+    fn all_deny<'a>(&self, chains: impl Iterator<Item = &'a FilterChain>) -> Option<Name> {
+        let mut denied = Name::from("");
+        for chain in chains {
+            denied = self.allows(chain).err()?;
+        }
+        Some(denied)
+    }
+
+    fn deny(&self, asked: Asked, policy: &str, record: &mut ConnectionRecord) {
         count(&self.stats.rbac_denied);
         count(&self.stats.hbone.denied);
+        record.denied(policy);
         asked.refuse(StatusCode::UNAUTHORIZED);
     }
 
@@ -287,20 +316,22 @@ impl Connection {
 
     async fn serve_asked(
         &self,
-        view: &Arc<View>,
-        listener: &Arc<Listener>,
+        on: On<'_>,
         chain: &FilterChain,
         mut asked: Asked,
+        record: &mut ConnectionRecord,
     ) {
         let context = &self.tunnel.context;
         let Terminal::Tcp(proxy) = &chain.terminal else {
             let Some(stream) = asked.grant(&self.stats) else {
                 return;
             };
-            return self.serve_granted(view, listener, chain, stream).await;
+            return self.serve_granted(on, chain, stream, record).await;
         };
+        record.chain(&chain.name);
+        record.tell(&proxy.access_logs);
         let connected = tokio::select! {
-            connected = tcp::connect_upstream(context, &self.caught, view, proxy) => connected,
+            connected = tcp::connect_upstream(context, &self.caught, on.view, proxy, record) => connected,
             () = asked.given_up() => return,
         };
         let Some(upstream) = connected else {
@@ -308,35 +339,33 @@ impl Connection {
             return asked.refuse(StatusCode::SERVICE_UNAVAILABLE);
         };
         if let Some(stream) = asked.grant(&self.stats) {
-            tcp::carry(context, proxy, stream, upstream).await;
+            tcp::carry(context, proxy, stream, upstream, record).await;
         }
     }
 
     async fn serve_granted(
         &self,
-        view: &Arc<View>,
-        listener: &Arc<Listener>,
+        on: On<'_>,
         chain: &FilterChain,
         stream: Prefixed<Stream>,
+        record: &mut ConnectionRecord,
     ) {
         let context = &self.tunnel.context;
+        record.chain(&chain.name);
         match &chain.terminal {
-            Terminal::Tcp(proxy) => tcp::serve(context, &self.caught, view, proxy, stream).await,
+            Terminal::Tcp(proxy) => {
+                record.tell(&proxy.access_logs);
+                tcp::serve(context, &self.caught, on.view, proxy, stream, record).await;
+            }
             Terminal::Http(hcm) => {
                 let place = proxy_http::Place {
-                    listener: listener.name.clone(),
+                    listener: on.listener.name.clone(),
                     chain: chain.name.clone(),
                     peer: self.tunnel.peer.clone(),
                 };
                 let (caught, hcm) = (self.caught.clone(), hcm.clone());
-                Box::pin(proxy_http::serve(
-                    context.clone(),
-                    caught,
-                    hcm,
-                    place,
-                    stream,
-                ))
-                .await;
+                let serving = proxy_http::serve(context.clone(), caught, hcm, place, stream);
+                Box::pin(serving).await;
             }
         }
     }
@@ -356,8 +385,10 @@ impl Connection {
             let mut facts = self.facts("raw_buffer");
             let candidates = self.candidates(listener, &mut facts);
             let default = listener.default_filter_chain.as_ref();
-            let candidates = candidates.into_iter().chain(default);
-            if !candidates.into_iter().any(|chain| self.allows(chain)) {
+            if self
+                .all_deny(candidates.into_iter().chain(default))
+                .is_some()
+            {
                 return;
             }
         }

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
@@ -21,7 +21,7 @@ pub(in crate::proxy) struct Tunnelled {
     /// The peer sends no more.
     ended: bool,
     /// Counts it among the streams of our tunnel; `None`: the tunnel is the client's.
-    _place: Option<Place>,
+    place: Option<Place>,
 }
 
 impl Tunnelled {
@@ -31,8 +31,14 @@ impl Tunnelled {
             receive,
             left: Bytes::new(),
             ended: false,
-            _place: place,
+            place,
         }
+    }
+
+    /// Whether it may serve another request: its tunnel stays, and the peer said nothing unasked.
+    pub(in crate::proxy) fn is_quiet(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        !self.place.as_ref().is_some_and(Place::is_leaving) && self.poll_chunk(&mut cx).is_pending()
     }
 
     /// Ends it as a connection that was reset (RFC 9113, 8.5).

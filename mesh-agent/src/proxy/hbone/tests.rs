@@ -25,6 +25,7 @@ struct Replayed {
 fn replay(bytes: &[u8]) -> Replayed {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
+        .start_paused(true)
         .build()
         .expect("a runtime");
     let serving = async {
@@ -32,6 +33,8 @@ fn replay(bytes: &[u8]) -> Replayed {
         let (mut answers, mut requests) = split(client);
         let speak = async {
             let _ = requests.write_all(bytes).await;
+            // Time passes when the server has nothing left to do.
+            tokio::time::sleep(Duration::from_secs(1)).await;
             let _ = requests.shutdown().await;
             let mut sink = Vec::new();
             let _ = answers.read_to_end(&mut sink).await;

@@ -27,6 +27,8 @@ pub(in crate::proxy) struct Key {
     pub(super) netns: u64,
     /// The TLS context; `None`: plain. A connection of another transport serves no request.
     pub(super) transport: Option<Context>,
+    /// Which certificates a tunnel below is of; 0: there is none.
+    pub(super) tunnel: u64,
 }
 
 /// A TLS context, told from others by where it is.
@@ -68,13 +70,16 @@ pub(in crate::proxy) struct Pool {
 }
 
 impl Pool {
-    /// Drops connections that ended or were idle for too long.
-    pub(in crate::proxy) fn forget_closed(&mut self) {
+    /// Drops connections that ended or were idle for too long, and those over tunnels of other
+    /// certificates than those of this generation.
+    pub(in crate::proxy) fn forget_closed(&mut self, generation: u64) {
         for idle in self.http1.values_mut() {
             idle.retain_mut(Connection::is_usable);
         }
         self.http1.retain(|_, idle| !idle.is_empty());
-        self.http2.retain(|_, (sender, _)| !sender.is_closed());
+        self.http2.retain(|key, (sender, _)| {
+            (key.tunnel == 0 || key.tunnel == generation) && !sender.is_closed()
+        });
     }
 
     /// Drops the connections of a namespace: its pod is gone.

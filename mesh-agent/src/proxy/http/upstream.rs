@@ -8,6 +8,7 @@ use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 
 use crate::config::model::cluster::{Http2Options, RoutingPriority, UpstreamProtocol};
 use crate::config::model::response_flag::ResponseFlag;
+use crate::config::model::tls::UpstreamTransport;
 use crate::proxy::lb::{InFlight, Target};
 use crate::proxy::stats::count;
 use crate::proxy::tcp::{self, ConnectError, Open};
@@ -182,11 +183,17 @@ impl Exchange<'_> {
     }
 
     fn key(&self, serving: &Serving) -> Key {
+        let transport = serving.0.target.transport(&serving.0.cluster);
+        let tunnel = match transport {
+            UpstreamTransport::Hbone(_) => self.connection.context.tls.generation(),
+            UpstreamTransport::Plain | UpstreamTransport::Tls(_) => 0,
+        };
         Key {
+            tunnel,
             cluster: Arc::as_ptr(&serving.0.cluster.state) as usize,
             address: serving.0.target.address(),
             netns: self.connection.caught.pod.netns.cookie(),
-            transport: Context::of(serving.0.target.transport(&serving.0.cluster)),
+            transport: Context::of(transport),
         }
     }
 

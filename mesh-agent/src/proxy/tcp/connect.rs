@@ -56,7 +56,7 @@ pub(in crate::proxy) async fn connect(
     let options = Options::from(&*cluster.config);
     match secured(context, cluster, target, caught, &options, offer).await {
         Ok(stream) => {
-            open.local = stream.tcp().local_addr().ok();
+            open.local = stream.local_addr();
             Ok((stream, open))
         }
         Err(error) => {
