@@ -271,6 +271,7 @@ impl Agent {
                 if let Some(sockets) = self.datapath.sockets() {
                     sockets.know(pods.iter().map(|known| known.pod.clone()).collect());
                 }
+                self.proxy.requests().know(&pods);
                 self.telemetry.know(pods);
             }
         }
@@ -434,6 +435,7 @@ impl StateHolder<'_> {
             workloads: agent.manager.status(),
             proxy: agent.proxy.stats(),
             access_log: agent.proxy.access_log().stats(),
+            requests: agent.proxy.requests(),
             telemetry: &agent.telemetry,
             dns: &agent.dns_stats,
             keeper: agent.keeper.as_ref(),

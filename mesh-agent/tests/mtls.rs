@@ -88,6 +88,8 @@ fn config(scene: &Testbed, client: &Pod, pod: &Pod, server: SocketAddr, name: &s
     };
     let trusted = json!([{ "prefix": "spiffe://cluster.local/" }]);
     json!({
+        // What is said on the way is looked at; there is to be one.
+        "mesh": { "short_circuit": false },
         "workloads": [
             { "name": "client", "namespace": "shop", "service_account": "client",
                 "netns": client.netns_path() },

@@ -6,6 +6,7 @@ mod certs;
 mod config_dump;
 mod csds;
 mod pages;
+mod responses;
 mod server;
 mod xds;
 

@@ -21,6 +21,7 @@ use crate::source::xds::Published;
 use crate::store::ResourceSet;
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::AccessLogStats;
+use crate::telemetry::requests::RequestMetrics;
 use crate::workload::WorkloadStatus;
 
 use super::config_dump::{Sources, config_dump};
@@ -133,6 +134,8 @@ pub struct State<'a> {
     pub workloads: Vec<WorkloadStatus>,
     /// The proxy's counters.
     pub proxy: &'a ProxyStats,
+    /// Istio's metrics of requests.
+    pub requests: &'a RequestMetrics,
     /// What became of lines of access logs.
     pub access_log: &'a AccessLogStats,
     /// What became of connections.
@@ -496,6 +499,11 @@ impl State<'_> {
             "counter",
             one(load(&proxy.panics)),
         );
+        family(
+            "mesh_short_circuits_total",
+            "counter",
+            one(load(&proxy.short_circuits)),
+        );
         let written = self.access_log;
         for (name, counter) in [
             ("mesh_access_log_lines_written_total", &written.written),
@@ -597,6 +605,8 @@ impl State<'_> {
                 .collect();
             family(&format!("envoy_cluster_{name}"), kind, samples);
         }
+        super::responses::prometheus(self.snapshot, &mut out);
+        self.requests.prometheus(&mut out);
         self.telemetry.prometheus(&mut out);
         out
     }

@@ -17,6 +17,11 @@ impl SpiffeId {
     }
 
     /// As text.
+    pub fn name(&self) -> &Arc<str> {
+        &self.0
+    }
+
+    /// As a text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

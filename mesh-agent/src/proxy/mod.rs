@@ -9,6 +9,7 @@ mod filter_chain;
 mod hbone;
 mod http;
 mod lb;
+mod local;
 mod record;
 mod sniff;
 pub mod stats;
@@ -29,6 +30,7 @@ use tokio::sync::mpsc;
 use crate::identity::SharedCredentials;
 use crate::snapshot::SharedSnapshot;
 use crate::telemetry::access_log::AccessLogWriter;
+use crate::telemetry::requests::RequestMetrics;
 use crate::workload::{Pod, PodId};
 
 pub use stats::ProxyStats;
@@ -68,6 +70,7 @@ pub struct PodListener {
 pub struct Proxy {
     workers: Vec<Worker>,
     stats: Arc<ProxyStats>,
+    requests: Arc<RequestMetrics>,
     /// Ends after the workers.
     access_log: AccessLogWriter,
     _sweeper: Sweeper,
@@ -122,6 +125,7 @@ impl Proxy {
     ) -> io::Result<Self> {
         let stats = Arc::new(ProxyStats::default());
         let access_log = AccessLogWriter::start()?;
+        let requests = Arc::new(RequestMetrics::default());
         let workers = (0..concurrency.max(1))
             .map(|index| {
                 let shared = Shared {
@@ -131,6 +135,7 @@ impl Proxy {
                     credentials: credentials.clone(),
                     trust_domain: trust_domain.clone(),
                     access_log: access_log.logger(),
+                    requests: requests.clone(),
                 };
                 let (commands, receiver) = mpsc::unbounded_channel();
                 let thread = thread::Builder::new()
@@ -146,6 +151,7 @@ impl Proxy {
         Ok(Self {
             workers,
             stats,
+            requests,
             access_log,
             _sweeper: sweeper,
         })
@@ -184,6 +190,11 @@ impl Proxy {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         true
+    }
+
+    /// Istio's metrics of requests.
+    pub fn requests(&self) -> &RequestMetrics {
+        &self.requests
     }
 
     /// The writer of access logs.

@@ -15,9 +15,10 @@ use crate::config::model::access_log::AccessLogs;
 use crate::config::model::response_flag::{ResponseFlag, ResponseFlags};
 use crate::identity::SpiffeId;
 use crate::telemetry::access_log::{Addresses, Entry, Kind, Spans};
+use crate::telemetry::peer::Peer;
 
 use super::accept::Caught;
-use super::tls::Peer;
+use super::tls;
 use super::worker::Context;
 
 /// Why no connection was made, as Envoy says it: without spaces.
@@ -43,7 +44,7 @@ pub(super) struct ConnectionRecord {
     begun: SystemTime,
     logs: SmallVec<[Arc<AccessLogs>; 2]>,
     chain: Option<Name>,
-    peer: Peer,
+    peer: tls::Peer,
     cluster: Option<Name>,
     upstream: Option<SocketAddr>,
     upstream_local: Option<SocketAddr>,
@@ -66,7 +67,7 @@ impl ConnectionRecord {
             begun: SystemTime::now(),
             logs: SmallVec::new(),
             chain: None,
-            peer: Peer::default(),
+            peer: tls::Peer::default(),
             cluster: None,
             upstream: None,
             upstream_local: None,
@@ -93,7 +94,7 @@ impl ConnectionRecord {
     }
 
     /// Who is at the other end.
-    pub(super) fn peer(&mut self, peer: &Peer) {
+    pub(super) fn peer(&mut self, peer: &tls::Peer) {
         self.peer = peer.clone();
     }
 
@@ -147,7 +148,7 @@ impl ConnectionRecord {
         self.sent += sent;
     }
 
-    fn entry(&self) -> Entry<'_> {
+    fn entry<'a>(&'a self, peers: [Option<&'a Peer>; 2]) -> Entry<'a> {
         static NOTHING: BTreeMap<Arc<str>, serde_json::Value> = BTreeMap::new();
         let took = self.started.elapsed();
         Entry {
@@ -187,15 +188,21 @@ impl ConnectionRecord {
             certificate: self.peer.certificate.as_deref(),
             local_identity: self.peer.local.as_ref().map(SpiffeId::as_str),
             connection_id: self.caught.id,
-            peers: [None, None],
+            peers,
         }
     }
 }
 
 impl Drop for ConnectionRecord {
     fn drop(&mut self) {
+        let ends = [Some(self.caught.peer), self.upstream];
         for logs in &self.logs {
-            self.context.shared.access_log.log(logs, &self.entry());
+            let known = ends.map(|end| {
+                let end = end.filter(|_| logs.wanted.peers)?;
+                self.context.requests.peer(end.ip())
+            });
+            let entry = self.entry([known[0].as_ref(), known[1].as_ref()]);
+            self.context.shared.access_log.log(logs, &entry);
         }
     }
 }

@@ -33,6 +33,8 @@ pub struct ProxyStats {
     pub downstream_cx_protocol_error: AtomicU64,
     /// Tunnels and their streams.
     pub hbone: HboneStats,
+    /// Requests and connections to pods of this node that were served on both sides in one pass.
+    pub short_circuits: AtomicU64,
     /// Connection tasks that panicked; always a bug.
     pub panics: AtomicU64,
 }

@@ -17,10 +17,12 @@ use tokio_util::sync::CancellationToken;
 use crate::identity::SharedCredentials;
 use crate::snapshot::{SharedSnapshot, View};
 use crate::telemetry::access_log::AccessLogger;
+use crate::telemetry::requests::{Recorder, RequestMetrics};
 use crate::workload::{Pod, PodId};
 
 use super::hbone::{self, Hbone};
 use super::http::pool::Pool;
+use super::local::LocalPods;
 use super::stats::count;
 use super::tcp::TcpPool;
 use super::tls::Contexts;
@@ -50,6 +52,7 @@ pub(super) struct Shared {
     pub(super) credentials: SharedCredentials,
     pub(super) trust_domain: Arc<str>,
     pub(super) access_log: AccessLogger,
+    pub(super) requests: Arc<RequestMetrics>,
 }
 
 impl Shared {
@@ -75,6 +78,8 @@ pub(super) struct Context {
     pub(super) bytes: TcpPool,
     pub(super) tls: Contexts,
     pub(super) hbone: Hbone,
+    pub(super) locals: LocalPods,
+    pub(super) requests: Recorder,
     /// Turns true once, when the agent stops.
     pub(super) draining: watch::Receiver<bool>,
 }
@@ -105,11 +110,14 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
     let tls = Contexts::new(shared.credentials.clone(), shared.trust_domain.clone());
     let (watch, changes) = hbone::Watch::new();
     let hbone = Hbone::new(&shared.trust_domain, changes);
+    let requests = Recorder::new(shared.requests.clone());
     let context = Rc::new(Context {
+        requests,
         shared,
         tls,
         hbone,
         pool: RefCell::default(),
+        locals: LocalPods::default(),
         bytes: TcpPool::default(),
         draining,
     });
@@ -138,6 +146,7 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
         match command {
             Command::AddPod(pod, listeners) => {
                 let end = CancellationToken::new();
+                context.locals.add(&pod);
                 pods.insert(pod.id, (pod.netns.cookie(), end.clone()));
                 for listener in listeners {
                     match TcpListener::from_std(listener.socket) {
@@ -160,6 +169,7 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
             Command::RemovePod(id) => {
                 if let Some((netns, end)) = pods.remove(&id) {
                     end.cancel();
+                    context.locals.remove(id);
                     context.pool.borrow_mut().forget_pod(netns);
                     context.hbone.tunnels.forget_pod(netns);
                 }

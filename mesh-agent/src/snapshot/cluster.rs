@@ -11,6 +11,7 @@ use crate::config::model::Name;
 use crate::config::model::cluster::Cluster;
 use crate::config::model::endpoint::{Health, LoadAssignment, Locality};
 use crate::config::model::tls::UpstreamTransport;
+use crate::telemetry::histogram::Histogram;
 
 use super::balancer::{Balancer, Settings};
 use super::breakers::{ByPriority, Resources};
@@ -215,6 +216,8 @@ pub struct ClusterStats {
     pub retry_upstream_rq_xx: [AtomicU64; 6],
     /// Responses by class: index 1 is 1xx.
     pub upstream_rq_xx: [AtomicU64; 6],
+    /// From the request's first byte to the response's last one, in milliseconds.
+    pub upstream_rq_time: Histogram,
     /// What outlier detection did.
     pub outlier: outlier::Stats,
     /// Requests or connections that found no healthy endpoint.

@@ -1,10 +1,22 @@
-//! Istio's labels of TCP metrics.
+//! Istio's labels.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use crate::config::model::workload::Workload;
 
+use super::peer::Peer;
+
 const UNKNOWN: &str = "unknown";
+
+/// A label's value as Prometheus' text format has it.
+pub(crate) fn escaped(value: &str) -> Cow<'_, str> {
+    if !value.contains(['\\', '"', '\n']) {
+        return Cow::Borrowed(value);
+    }
+    let value = value.replace('\\', "\\\\");
+    value.replace('"', "\\\"").replace('\n', "\\n").into()
+}
 
 /// Both ends of a connection, as its client's side sees them.
 #[derive(Debug, Default)]
@@ -29,6 +41,10 @@ impl Service {
     /// Istio: `outbound|PORT|SUBSET|HOST`; any other cluster stands for itself.
     pub(super) fn of_cluster(cluster: &str) -> Self {
         let parts: Vec<&str> = cluster.split('|').collect();
+        // `inbound|PORT||` says nothing.
+        if let [_, _, _, ""] = parts[..] {
+            return Self::default();
+        }
         let [_, _, _, host] = parts[..] else {
             return Self {
                 host: Some(cluster.to_owned()),
@@ -53,8 +69,9 @@ impl Service {
 pub(super) fn render(ends: &Ends<'_>) -> String {
     let mut out = Rendering::new();
     out.add("reporter", Some("source"));
-    out.workload("source", ends.source);
-    out.workload("destination", ends.destination);
+    // Nobody proved who they are: the connection is plain.
+    out.workload("source", ends.source, None);
+    out.workload("destination", ends.destination, None);
     let service = &ends.service;
     out.add("destination_service", service.host.as_deref());
     out.add("destination_service_name", service.name.as_deref());
@@ -84,52 +101,26 @@ impl Rendering {
     pub(super) fn add(&mut self, name: &str, value: Option<&str>) {
         let separator = if self.text.len() > 1 { "," } else { "" };
         let _ = write!(self.text, "{separator}{name}=\"");
-        for c in value.unwrap_or(UNKNOWN).chars() {
-            match c {
-                '\\' => self.text.push_str("\\\\"),
-                '"' => self.text.push_str("\\\""),
-                '\n' => self.text.push_str("\\n"),
-                c => self.text.push(c),
-            }
-        }
+        self.text.push_str(&escaped(value.unwrap_or(UNKNOWN)));
         self.text.push('"');
     }
 
-    fn workload(&mut self, side: &str, workload: Option<&Workload>) {
-        let label = |names: &[&str]| {
-            let labels = &workload?.labels;
-            names
-                .iter()
-                .find_map(|name| labels.get(*name))
-                .map(String::as_str)
-        };
-        let name = workload.map(|workload| &*workload.name);
-        let app = label(&["app"]);
-        let version = label(&["version"]);
-        let canonical = label(&[
-            "service.istio.io/canonical-name",
-            "app.kubernetes.io/name",
-            "app",
-        ]);
-        let revision = label(&[
-            "service.istio.io/canonical-revision",
-            "app.kubernetes.io/version",
-            "version",
-        ]);
-        let latest = workload.map(|_| "latest");
+    pub(super) fn workload(
+        &mut self,
+        side: &str,
+        workload: Option<&Workload>,
+        principal: Option<&str>,
+    ) {
+        let peer = workload.map(Peer::of).unwrap_or_default();
         for (what, value) in [
-            ("workload", name),
-            (
-                "workload_namespace",
-                workload.map(|workload| &*workload.namespace),
-            ),
-            // Nobody proved who they are: the connection is plain.
-            ("principal", None),
-            ("app", app),
-            ("version", version),
-            ("canonical_service", canonical.or(name)),
-            ("canonical_revision", revision.or(latest)),
-            ("cluster", None),
+            ("workload", peer.workload.as_deref()),
+            ("workload_namespace", peer.namespace.as_deref()),
+            ("principal", principal),
+            ("app", peer.app.as_deref()),
+            ("version", peer.version.as_deref()),
+            ("canonical_service", peer.service.as_deref()),
+            ("canonical_revision", peer.revision.as_deref()),
+            ("cluster", peer.cluster.as_deref()),
         ] {
             self.add(&format!("{side}_{what}"), value);
         }
@@ -154,6 +145,7 @@ mod tests {
         let entry = Service::of_cluster("outbound|443||api.example.com");
         assert_eq!(entry.name.as_deref(), Some("api.example.com"));
         assert_eq!(entry.namespace, None);
+        assert_eq!(Service::of_cluster("inbound|80||"), Service::default());
         let plain = Service::of_cluster("backend");
         assert_eq!(plain.host.as_deref(), Some("backend"));
     }

@@ -5,10 +5,12 @@
 
 pub mod access_log;
 mod denied;
-mod labels;
+pub mod histogram;
+pub(crate) mod labels;
 pub mod peer;
 mod pods;
 mod reader;
+pub mod requests;
 mod tcp;
 
 use std::io;

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::config::model::workload::Workload;
+
 /// A workload, as far as it is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Peer {
@@ -23,4 +25,36 @@ pub struct Peer {
     pub revision: Option<Arc<str>>,
     /// Its cluster.
     pub cluster: Option<Arc<str>>,
+}
+
+impl Peer {
+    /// A pod of this node. Its canonical service and revision are what Istio makes of labels.
+    pub fn of(workload: &Workload) -> Self {
+        let label = |names: &[&str]| {
+            let known = names.iter().find_map(|name| workload.labels.get(*name));
+            known.map(|value| Arc::from(value.as_str()))
+        };
+        let name = Some(workload.name.clone());
+        let service = label(&[
+            "service.istio.io/canonical-name",
+            "app.kubernetes.io/name",
+            "app",
+        ]);
+        let revision = label(&[
+            "service.istio.io/canonical-revision",
+            "app.kubernetes.io/version",
+            "version",
+        ]);
+        Self {
+            workload: name.clone(),
+            namespace: Some(workload.namespace.clone()),
+            principal: None,
+            app: label(&["app"]),
+            version: label(&["version"]),
+            service: service.or_else(|| name.clone()),
+            revision: revision.or_else(|| Some("latest".into())),
+            cluster: None,
+            name,
+        }
+    }
 }

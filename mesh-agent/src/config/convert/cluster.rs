@@ -114,6 +114,7 @@ fn convert(message: &pb::Cluster, problems: &mut Problems) -> Option<Cluster> {
         transport: transport?,
         transport_matches: transport_matches?,
         hbone,
+        service: super::service::name(message.metadata.as_ref()),
         close_connections_on_host_removal: message.close_connections_on_host_health_failure,
     })
 }

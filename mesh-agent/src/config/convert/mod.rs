@@ -19,6 +19,7 @@ mod network_rbac;
 mod outlier;
 mod retry;
 mod route;
+mod service;
 mod tls;
 mod typed;
 

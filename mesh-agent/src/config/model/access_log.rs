@@ -27,7 +27,7 @@ impl AccessLogs {
     }
 }
 
-/// Names of headers.
+/// What must be kept, or looked up, for the entries of access logs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WantedHeaders {
     /// Of requests.
@@ -36,6 +36,8 @@ pub struct WantedHeaders {
     pub response: Vec<HeaderName>,
     /// Of responses' trailers.
     pub trailers: Vec<HeaderName>,
+    /// Whether something is told of who is at the other end.
+    pub peers: bool,
 }
 
 /// One access log.
@@ -401,6 +403,10 @@ impl WantedHeaders {
                 } => (&mut self.request, header, instead),
                 Operator::Response { header, instead } => (&mut self.response, header, instead),
                 Operator::Trailer { header, instead } => (&mut self.trailers, header, instead),
+                Operator::Peer { .. } => {
+                    self.peers = true;
+                    continue;
+                }
                 _ => continue,
             };
             for key in std::iter::once(header).chain(instead) {

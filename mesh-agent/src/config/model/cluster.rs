@@ -48,9 +48,22 @@ pub struct Cluster {
     pub transport_matches: Vec<TransportMatch>,
     /// How tunnels to endpoints are secured that ask for HBONE.
     pub hbone: Arc<UpstreamTls>,
+    /// The service behind it, where the control plane tells.
+    pub service: Option<Arc<ServiceName>>,
     /// Connections to an endpoint that leaves the cluster are closed at once instead of when
     /// they end by themselves.
     pub close_connections_on_host_removal: bool,
+}
+
+/// A service's name, as Istio's control plane puts it into a cluster's metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceName {
+    /// `reviews.default.svc.cluster.local`
+    pub host: Arc<str>,
+    /// `reviews`
+    pub name: Arc<str>,
+    /// `default`
+    pub namespace: Arc<str>,
 }
 
 /// Envoy's discovery types.

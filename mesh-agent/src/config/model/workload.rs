@@ -61,6 +61,20 @@ pub struct Capture {
     pub exclude_inbound_ports: Vec<u16>,
 }
 
+/// Ports of Istio's own probes and pages, never captured inbound.
+const NEVER_INBOUND: [u16; 3] = [15020, 15021, 15090];
+
+impl Capture {
+    /// Whether connections to this port of the pod are captured.
+    pub fn takes_inbound(&self, port: u16) -> bool {
+        let included = match &self.include_inbound_ports {
+            AllOr::All => true,
+            AllOr::Only(ports) => ports.contains(&port),
+        };
+        included && !self.exclude_inbound_ports.contains(&port) && !NEVER_INBOUND.contains(&port)
+    }
+}
+
 impl Default for Capture {
     fn default() -> Self {
         Self {
@@ -100,4 +114,16 @@ pub struct NodeConfig {
     pub workloads: Vec<Arc<Workload>>,
     /// For connections no listener takes.
     pub outbound_traffic_policy: OutboundTrafficPolicy,
+    /// Whether both sides of a connection are served in one pass where both pods are here.
+    pub short_circuit: ShortCircuit,
+}
+
+/// What happens to connections between pods of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ShortCircuit {
+    /// The server's side is served in the same pass as the client's.
+    #[default]
+    On,
+    /// They are made as between nodes.
+    Off,
 }

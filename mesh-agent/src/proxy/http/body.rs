@@ -11,10 +11,12 @@ use std::time::Instant;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::grpc_messages::Messages;
 use super::h1::client::UpstreamBody;
 use super::h1::server::Wire;
 use super::replay::Replay;
 use super::timeouts::Deadlines;
+use super::told::Told;
 use super::unread;
 use super::upstream::Serving;
 
@@ -44,6 +46,8 @@ struct Reading {
     stage: Cell<Stage>,
     /// Bytes of the body that came.
     bytes: Cell<u64>,
+    /// gRPC's messages in it; only of gRPC's requests.
+    messages: Cell<Option<Messages>>,
     /// When the last one did; `None`: there was no body, or it has not ended.
     ended: Cell<Option<Instant>>,
     /// Who waits for the end; a body may be read by another task.
@@ -67,6 +71,7 @@ impl Progress {
         Self(Rc::new(Reading {
             stage: Cell::new(stage),
             bytes: Cell::new(0),
+            messages: Cell::new(None),
             ended: Cell::new(None),
             waiting: RefCell::default(),
         }))
@@ -90,6 +95,24 @@ impl Progress {
     /// Counts bytes that came after the body: what an upgraded connection carried.
     pub(super) fn carried(&self, bytes: u64) {
         self.0.bytes.set(self.0.bytes.get() + bytes);
+    }
+
+    /// Counts gRPC's messages from now on.
+    pub(super) fn count_messages(&self) {
+        self.0.messages.set(Some(Messages::default()));
+    }
+
+    /// gRPC's messages so far.
+    pub(super) fn messages(&self) -> u64 {
+        self.0.messages.get().map_or(0, Messages::count)
+    }
+
+    fn took(&self, data: &[u8]) {
+        self.carried(data.len() as u64);
+        if let Some(mut messages) = self.0.messages.get() {
+            messages.take(data);
+            self.0.messages.set(Some(messages));
+        }
     }
 
     /// When the last byte of the body came.
@@ -207,7 +230,7 @@ impl Body for RequestBody {
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
-            self.progress.carried(data.len() as u64);
+            self.progress.took(data);
         }
         if matches!(frame, Some(Err(_))) {
             self.progress.set(Stage::Broken);
@@ -266,6 +289,8 @@ pub(super) struct Streamed {
 pub(super) enum UpstreamStream {
     Http1(UpstreamBody),
     Http2(Incoming),
+    /// From the server's side of the same pass.
+    Here(Box<Told>),
 }
 
 /// Why a response was cut off.
@@ -298,6 +323,9 @@ impl Body for ProxyBody {
             UpstreamStream::Http2(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(io::Error::other))),
+            UpstreamStream::Here(body) => Pin::new(&mut **body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(io::Error::other))),
         };
         match frame {
             Poll::Ready(frame) => {
@@ -317,6 +345,7 @@ impl Body for ProxyBody {
             Self::Upstream(streamed) => match &streamed.body {
                 UpstreamStream::Http1(body) => body.ended(),
                 UpstreamStream::Http2(body) => body.is_end_stream(),
+                UpstreamStream::Here(body) => body.is_end_stream(),
             },
         }
     }
@@ -327,6 +356,7 @@ impl Body for ProxyBody {
             Self::Upstream(streamed) => match &streamed.body {
                 UpstreamStream::Http1(body) => body.size_hint(),
                 UpstreamStream::Http2(body) => body.size_hint(),
+                UpstreamStream::Here(body) => body.size_hint(),
             },
         }
     }

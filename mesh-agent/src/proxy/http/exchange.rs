@@ -22,8 +22,9 @@ use super::body::{ProxyBody, RequestBody};
 use super::filters::{Answered, Call, Steps};
 use super::headers::{Facts, Side};
 use super::message::{Reply, Request, text};
-use super::record::{Ending, Record};
+use super::record::Record;
 use super::reply::{Refusal, for_grpc, is_grpc, local, with_body};
+use super::told::Ending;
 use super::{Connection, date, headers, normal, redirect, router, upgrade};
 
 struct Active(Arc<ProxyStats>);

@@ -17,8 +17,8 @@ use crate::proxy::stream::Stream;
 
 use super::body::RequestBody;
 use super::message::{Metadata, Path, Reply, Request};
-use super::record::Told;
 use super::reply::Refusal;
+use super::told::Told;
 use super::{Connection, LocalExecutor, exchange};
 
 /// Serves a connection to its end.

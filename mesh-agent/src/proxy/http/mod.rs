@@ -9,10 +9,12 @@ mod date;
 mod exchange;
 mod filters;
 mod forward;
+mod grpc_messages;
 mod h1;
 mod hash;
 mod headers;
 mod http2;
+mod local;
 mod message;
 mod normal;
 pub(super) mod pool;
@@ -24,11 +26,12 @@ mod retry;
 mod rewrite;
 mod router;
 mod timeouts;
+mod told;
 mod unread;
 mod upgrade;
 mod upstream;
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,6 +48,7 @@ use super::stream::Stream;
 use super::tls::Peer;
 use super::worker::Context;
 use body::Progress;
+use local::Here;
 pub(super) use retry::Tried;
 
 /// Which filter chain a connection was given to.
@@ -70,9 +74,36 @@ pub(super) struct Connection {
     served: Cell<u32>,
     /// When it must end at the latest.
     ends: Option<Instant>,
+    /// The servers' side of it, at pods of this node.
+    here: RefCell<Vec<Here>>,
+    /// The identity of the pod.
+    principal: OnceCell<Arc<str>>,
 }
 
 impl Connection {
+    fn new(
+        context: Rc<Context>,
+        caught: Caught,
+        hcm: Arc<HttpConnectionManager>,
+        place: Place,
+    ) -> Self {
+        let ends = hcm
+            .max_connection_duration
+            .map(|most| Instant::now() + most);
+        Self {
+            context,
+            caught,
+            first: hcm,
+            place,
+            outlived: Cell::new(false),
+            ending: Notify::new(),
+            served: Cell::new(0),
+            ends,
+            here: RefCell::default(),
+            principal: OnceCell::new(),
+        }
+    }
+
     /// The newest snapshot's view and connection manager. A filter chain that is gone or of another
     /// kind now serves what has begun as it was, and its connections end.
     fn current(&self) -> Option<(Arc<View>, Arc<HttpConnectionManager>)> {
@@ -100,6 +131,14 @@ impl Connection {
                 self.first.clone()
             });
         Some((view, hcm))
+    }
+
+    /// The identity of the pod.
+    fn principal(&self) -> &Arc<str> {
+        self.principal.get_or_init(|| {
+            let id = self.context.tls.identity(&self.caught.pod.workload);
+            id.name().clone()
+        })
     }
 
     /// Who is at the other end.
@@ -193,19 +232,7 @@ pub(super) async fn serve(
             None => return,
         },
     };
-    let ends = hcm
-        .max_connection_duration
-        .map(|most| Instant::now() + most);
-    let connection = Rc::new(Connection {
-        context,
-        caught,
-        first: hcm.clone(),
-        place,
-        outlived: Cell::new(false),
-        ending: Notify::new(),
-        served: Cell::new(0),
-        ends,
-    });
+    let connection = Rc::new(Connection::new(context, caught, hcm.clone(), place));
     if http2 {
         http2::serve(&connection, stream, &hcm).await;
     } else {

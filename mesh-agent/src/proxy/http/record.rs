@@ -3,27 +3,26 @@
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
-use hyper::body::{Body, Frame, SizeHint};
 
 use crate::config::model::Name;
 use crate::config::model::access_log::AccessLogs;
 use crate::config::model::response_flag::{ResponseFlag, ResponseFlags};
 use crate::identity::SpiffeId;
+use crate::proxy::ListenerKind;
 use crate::proxy::lb::Target;
 use crate::proxy::record::transport_failure;
 use crate::snapshot::ClusterView;
 use crate::telemetry::access_log::{Addresses, Entry, Kept, Kind, RequestHead, Spans, keep};
+use crate::telemetry::requests::{Finished, Reporter};
 
 use super::Connection;
 use super::body::{BodyError, Progress, ProxyBody, UpstreamStream};
+use super::grpc_messages::Messages;
 use super::message::{Metadata, Reply, Request, Why};
 use super::reply::{grpc_status, is_grpc};
 
@@ -42,9 +41,19 @@ pub(super) struct Record {
     progress: Progress,
     /// Bytes of the response's body.
     sent: Cell<u64>,
+    /// gRPC's messages in it.
+    messages: Cell<Messages>,
     facts: RefCell<Facts>,
     /// What access logs will want; empty without any.
     kept: RefCell<Heads>,
+}
+
+impl std::fmt::Debug for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Record")
+            .field("facts", &self.facts)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Heads of messages, as far as access logs look at them.
@@ -102,6 +111,9 @@ impl Record {
         grpc: bool,
         progress: Progress,
     ) -> Rc<Self> {
+        if grpc {
+            progress.count_messages();
+        }
         Rc::new(Self {
             connection: connection.clone(),
             logs,
@@ -111,6 +123,7 @@ impl Record {
             grpc,
             progress,
             sent: Cell::new(0),
+            messages: Cell::default(),
             facts: RefCell::default(),
             kept: RefCell::default(),
         })
@@ -206,8 +219,18 @@ impl Record {
         }
     }
 
+    /// A piece of the response's body.
+    pub(super) fn took(&self, data: &[u8]) {
+        self.sent.set(self.sent.get() + data.len() as u64);
+        if self.grpc {
+            let mut messages = self.messages.get();
+            messages.take(data);
+            self.messages.set(messages);
+        }
+    }
+
     /// What came behind the response's body.
-    fn trailers(&self, trailers: &HeaderMap) {
+    pub(super) fn trailers(&self, trailers: &HeaderMap) {
         self.grpc_status(&mut self.facts.borrow_mut(), trailers);
         if !self.logs.is_empty() {
             self.kept.borrow_mut().trailers = keep(trailers, &self.logs.wanted.trailers);
@@ -223,15 +246,85 @@ impl Record {
         }
     }
 
+    /// The upstream, or time, ended the response.
+    pub(super) fn cut_off(&self, error: &BodyError, body: &ProxyBody) {
+        self.facts.borrow_mut().cut_off(error, body);
+    }
+
+    /// What an upgraded connection carried.
+    pub(super) fn carried(&self, sent: u64, received: u64) {
+        self.sent.set(self.sent.get() + sent);
+        self.progress.carried(received);
+    }
+
     /// Tells everything. `whole`: the response was sent to its end.
-    fn end(&self, whole: bool) {
+    pub(super) fn end(&self, whole: bool) {
         let facts = &mut *self.facts.borrow_mut();
         if !whole && facts.flags.is_empty() {
             facts.gone(self.version);
         }
+        self.count(facts);
         if !self.logs.is_empty() {
             self.log(facts, whole);
         }
+    }
+
+    /// Adds to Istio's metrics, and to the cluster's.
+    fn count(&self, facts: &Facts) {
+        let connection = &*self.connection;
+        let (caught, peer) = (&connection.caught, &connection.place.peer);
+        let duration = self.started.elapsed();
+        let upstream = facts.upstream.as_ref();
+        if let (Some(cluster), Some(_)) = (&facts.cluster, facts.answered) {
+            let micros = duration.as_micros() as u64;
+            cluster.state.stats.upstream_rq_time.observe(micros);
+        }
+        let mut finished = Finished {
+            reporter: Reporter::Source,
+            pod: &caught.pod,
+            other: upstream.map(|target| target.address().ip()),
+            cluster: facts.cluster.as_ref(),
+            source_principal: None,
+            destination_principal: None,
+            mutual_tls: false,
+            status: facts.status.map_or(0, |status| status.as_u16()),
+            grpc_status: self.grpc_status_of(facts),
+            flags: facts.flags,
+            duration,
+            request_bytes: self.progress.bytes(),
+            response_bytes: self.sent.get(),
+            messages: self
+                .grpc
+                .then(|| (self.progress.messages(), self.messages.get().count())),
+        };
+        match caught.kind {
+            ListenerKind::Inbound | ListenerKind::Hbone => {
+                let names = peer.names.as_deref().unwrap_or_default();
+                let principal = names.iter().find(|name| name.starts_with("spiffe://"));
+                finished.reporter = Reporter::Destination;
+                finished.other = Some(caught.peer.ip());
+                finished.source_principal = principal.cloned();
+                finished.destination_principal = peer.local.as_ref().map(|id| id.name().clone());
+                finished.mutual_tls = peer.names.is_some();
+            }
+            ListenerKind::Outbound => {
+                let (Some(cluster), Some(target)) = (&facts.cluster, upstream) else {
+                    return connection.context.requests.count(&finished);
+                };
+                if !target.transport(cluster).is_plain() {
+                    finished.source_principal = Some(connection.principal().clone());
+                }
+            }
+        }
+        connection.context.requests.count(&finished);
+    }
+
+    /// The status of a gRPC call; `None`: it is none.
+    fn grpc_status_of(&self, facts: &Facts) -> Option<u16> {
+        self.grpc.then(|| {
+            let of_http = || facts.status.map_or(UNKNOWN, grpc_status);
+            facts.grpc_status.unwrap_or_else(of_http)
+        })
     }
 
     fn log(&self, facts: &Facts, whole: bool) {
@@ -244,6 +337,17 @@ impl Record {
             Some(remote) if remote != caught.peer.ip() => SocketAddr::new(remote, 0),
             _ => caught.peer,
         };
+        let upstream = facts.upstream.as_ref().map(Target::address);
+        let peer = |ip: Option<IpAddr>| {
+            let known = ip.filter(|_| self.logs.wanted.peers)?;
+            connection.context.requests.peer(known)
+        };
+        let mut client = peer(Some(caught.peer.ip()));
+        if let Some(client) = &mut client {
+            let names = place.peer.names.as_deref().unwrap_or_default();
+            client.principal = names.first().cloned();
+        }
+        let server = peer(upstream.map(|address| address.ip()));
         let entry = Entry {
             kind: Kind::Request,
             started: self.begun,
@@ -279,22 +383,19 @@ impl Record {
                 remote,
                 direct_remote: caught.peer,
                 local: caught.destination,
-                upstream: facts.upstream.as_ref().map(Target::address),
+                upstream,
                 upstream_local: facts.upstream_local,
             },
             request: kept.request.as_ref(),
             response: &kept.response,
             trailers: &kept.trailers,
-            grpc_status: self.grpc.then(|| {
-                let of_http = || facts.status.map_or(UNKNOWN, grpc_status);
-                facts.grpc_status.unwrap_or_else(of_http)
-            }),
+            grpc_status: self.grpc_status_of(facts),
             metadata: &kept.metadata,
             server_name: place.peer.server_name.as_deref(),
             certificate: place.peer.certificate.as_deref(),
             local_identity: place.peer.local.as_ref().map(SpiffeId::as_str),
             connection_id: caught.id,
-            peers: [None, None],
+            peers: [client.as_ref(), server.as_ref()],
         };
         connection.context.shared.access_log.log(&self.logs, &entry);
     }
@@ -318,7 +419,7 @@ impl Facts {
     /// The upstream, or time, ended the response.
     fn cut_off(&mut self, error: &BodyError, body: &ProxyBody) {
         let http1 = match body {
-            ProxyBody::Upstream(streamed) => matches!(streamed.body, UpstreamStream::Http1(_)),
+            ProxyBody::Upstream(streamed) => !matches!(streamed.body, UpstreamStream::Http2(_)),
             ProxyBody::Own(_) => false,
         };
         let (flag, details) = match error {
@@ -335,100 +436,5 @@ impl Facts {
         };
         self.flags.set(flag);
         self.details = details.into();
-    }
-}
-
-/// Holds a record until the request is over; a client that leaves drops it early.
-pub(super) struct Ending {
-    record: Rc<Record>,
-    whole: bool,
-}
-
-impl Ending {
-    pub(super) fn new(record: Rc<Record>) -> Self {
-        Self {
-            record,
-            whole: false,
-        }
-    }
-
-    pub(super) fn record(&self) -> &Rc<Record> {
-        &self.record
-    }
-}
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        self.record.end(self.whole);
-    }
-}
-
-/// A response's body whose way to the client is written down.
-pub(super) struct Told {
-    body: ProxyBody,
-    ending: Ending,
-}
-
-impl Told {
-    pub(super) fn new(body: ProxyBody, ending: Ending) -> Self {
-        let mut told = Self { body, ending };
-        told.look();
-        told
-    }
-
-    /// Nothing of the body is sent: the request's method or the status leaves no room for one.
-    pub(super) fn silence(&mut self) {
-        self.body = ProxyBody::Own(None);
-        self.look();
-    }
-
-    /// Bytes that are not the body's: what an upgraded connection carried.
-    pub(super) fn carried(&self, sent: u64, received: u64) {
-        let record = &self.ending.record;
-        record.sent.set(record.sent.get() + sent);
-        record.progress.carried(received);
-    }
-
-    fn look(&mut self) {
-        self.ending.whole = self.body.is_end_stream();
-    }
-}
-
-impl Body for Told {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let told = &mut *self;
-        let frame = Pin::new(&mut told.body).poll_frame(cx);
-        let record = &told.ending.record;
-        match &frame {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(data) = frame.data_ref() {
-                    record.sent.set(record.sent.get() + data.len() as u64);
-                }
-                if let Some(trailers) = frame.trailers_ref() {
-                    record.trailers(trailers);
-                }
-                told.look();
-            }
-            Poll::Ready(Some(Err(error))) => {
-                record.facts.borrow_mut().cut_off(error, &told.body);
-            }
-            Poll::Ready(None) => told.ending.whole = true,
-            Poll::Pending => {}
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

@@ -12,6 +12,7 @@ use crate::config::model::tls::UpstreamTransport;
 use crate::proxy::lb::{InFlight, Target};
 use crate::proxy::stats::count;
 use crate::proxy::tcp::{self, ConnectError, Open};
+use crate::proxy::tls::Offer;
 use crate::snapshot::ClusterView;
 use crate::snapshot::breakers::Held;
 use crate::snapshot::outlier;
@@ -102,6 +103,16 @@ impl Serving {
         })))
     }
 
+    /// Where it goes.
+    pub(super) fn cluster(&self) -> &Arc<ClusterView> {
+        &self.0.cluster
+    }
+
+    /// To which endpoint.
+    pub(super) fn target(&self) -> &Target {
+        &self.0.target
+    }
+
     /// The response has begun.
     pub(super) fn responded(&self, status: StatusCode) {
         let class = usize::from(status.as_u16() / 100);
@@ -173,6 +184,10 @@ impl Exchange<'_> {
             }
             _ => None,
         };
+        if let Some(here) = self.arrive(serving, http2.is_some(), request) {
+            let http2 = http2.is_some();
+            return Ok(Self::send_here(&here, http2, request, body, last).await);
+        }
         match http2 {
             Some(options) => {
                 let message = http2_request(request, body, last).ok_or(Failure::Client)?;
@@ -180,6 +195,13 @@ impl Exchange<'_> {
             }
             None => self.send_http1(serving, request, body).await,
         }
+    }
+
+    /// What is offered in a handshake instead of the cluster's protocols.
+    pub(super) fn offer(&self, http2: bool) -> Option<&Offer> {
+        let alpn = self.hcm.alpn.as_deref()?;
+        let offer = if http2 { &alpn.http2 } else { &alpn.http1 };
+        offer.as_ref()
     }
 
     fn key(&self, serving: &Serving) -> Key {
@@ -301,10 +323,7 @@ impl Exchange<'_> {
         serving: &Serving,
         http2: bool,
     ) -> Result<(crate::proxy::stream::Stream, Open), Failure> {
-        let offer = self.hcm.alpn.as_deref().and_then(|alpn| {
-            let offer = if http2 { &alpn.http2 } else { &alpn.http1 };
-            offer.as_ref()
-        });
+        let offer = self.offer(http2);
         let (cluster, target) = (&serving.0.cluster, &serving.0.target);
         let context = &self.connection.context;
         tcp::connect(context, cluster, target, serving.0.priority, &self.connection.caught, offer).await.map_err(|error| {

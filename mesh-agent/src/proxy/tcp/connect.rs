@@ -121,7 +121,7 @@ pub(in crate::proxy) struct Open {
 impl Open {
     /// Reserves a place under `max_connections`: of many that ask at once no more get one than
     /// there are.
-    fn within_limit(
+    pub(super) fn within_limit(
         cluster: &ClusterView,
         target: &Target,
         priority: RoutingPriority,

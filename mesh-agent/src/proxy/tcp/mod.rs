@@ -12,18 +12,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use smallvec::SmallVec;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::config::model::Name;
 use crate::config::model::cluster::RoutingPriority;
-use crate::config::model::listener::TcpProxy;
+use crate::config::model::listener::{TcpProxy, Terminal};
 use crate::config::model::response_flag::ResponseFlag;
 use crate::snapshot::outlier::{self, Outcome};
 use crate::snapshot::{ClusterView, View};
 
 use super::accept::Caught;
 use super::lb::{self, InFlight, Target};
+use super::local::{Arrived, Speaks, Way};
 use super::record::ConnectionRecord;
 use super::sniff::Prefixed;
 use super::stats::count;
@@ -54,11 +56,13 @@ pub(super) async fn serve(
     }
 }
 
-/// A connection to an endpoint, and what counts it.
+/// A connection to an endpoint.
 pub(super) struct Upstream {
     stream: Stream,
-    open: Open,
-    _in_flight: InFlight,
+    /// Counts it: for the endpoint, and for the application where its pod's side is served here.
+    counted: SmallVec<[(Open, InFlight); 2]>,
+    /// The record of that side.
+    here: Option<ConnectionRecord>,
 }
 
 /// Copies both ways until both sides have ended.
@@ -66,18 +70,23 @@ pub(super) async fn carry(
     context: &Rc<Context>,
     proxy: &TcpProxy,
     stream: Prefixed<Stream>,
-    upstream: Upstream,
+    mut upstream: Upstream,
     record: &mut ConnectionRecord,
 ) {
     let copied = copy(context, stream, upstream.stream, proxy.idle_timeout).await;
     record.carried(copied.sent, copied.received);
-    let stats = upstream.open.stats();
-    stats
-        .upstream_cx_tx_bytes_total
-        .fetch_add(copied.sent, Ordering::Relaxed);
-    stats
-        .upstream_cx_rx_bytes_total
-        .fetch_add(copied.received, Ordering::Relaxed);
+    if let Some(here) = &mut upstream.here {
+        here.carried(copied.sent, copied.received);
+    }
+    for (open, _) in &upstream.counted {
+        let stats = open.stats();
+        stats
+            .upstream_cx_tx_bytes_total
+            .fetch_add(copied.sent, Ordering::Relaxed);
+        stats
+            .upstream_cx_rx_bytes_total
+            .fetch_add(copied.received, Ordering::Relaxed);
+    }
 }
 
 /// Ends when the connection was reset. A client that only closed its side is still there to be
@@ -112,6 +121,12 @@ pub(super) async fn connect_upstream(
         record.attempt(target.address());
         // No limit: requests are HTTP's (Envoy: `enforceMaxRequests`).
         let in_flight = InFlight::begin(cluster, &target);
+        if let Some(connected) = here(context, caught, cluster, &target, record).await {
+            let mut connected = connected?;
+            let open = Open::within_limit(cluster, &target, RoutingPriority::Default)?;
+            connected.counted.push((open, in_flight));
+            return Some(connected);
+        }
         match connect(
             context,
             cluster,
@@ -127,8 +142,8 @@ pub(super) async fn connect_upstream(
                 record.connected(open.local());
                 return Some(Upstream {
                     stream,
-                    open,
-                    _in_flight: in_flight,
+                    counted: SmallVec::from_iter([(open, in_flight)]),
+                    here: None,
                 });
             }
             Err(error) => {
@@ -156,6 +171,44 @@ pub(super) async fn connect_upstream(
     record.flag(ResponseFlag::UpstreamRetryLimitExceeded);
     count(&cluster.state.stats.upstream_cx_connect_attempts_exceeded);
     None
+}
+
+/// Where the endpoint is a pod of this node: its side of the connection, up to the application.
+/// `None`: it goes the long way. `Some(None)`: that side did not reach the application.
+async fn here(
+    context: &Rc<Context>,
+    caught: &Caught,
+    cluster: &ClusterView,
+    target: &Target,
+    record: &mut ConnectionRecord,
+) -> Option<Option<Upstream>> {
+    let way = Way {
+        caught,
+        cluster,
+        target,
+        offer: None,
+        speaks: Speaks::Tcp,
+    };
+    let Arrived::Anew(arrival) = way.arrive(context, None)? else {
+        return None;
+    };
+    let Terminal::Tcp(proxy) = &arrival.terminal else {
+        return None;
+    };
+    let view = context.shared.view(&arrival.caught.pod)?;
+    count(&context.shared.stats.short_circuits);
+    record.connected(None);
+    let mut theirs = ConnectionRecord::begin(context, &arrival.caught);
+    theirs.tell(&arrival.listener.access_logs);
+    theirs.tell(&proxy.access_logs);
+    theirs.chain(&arrival.chain);
+    theirs.peer(&arrival.peer);
+    let connecting = connect_upstream(context, &arrival.caught, &view, proxy, &mut theirs);
+    let connected = Box::pin(connecting).await;
+    Some(connected.map(|connected| Upstream {
+        here: Some(theirs),
+        ..connected
+    }))
 }
 
 fn observe(cluster: &ClusterView, target: &Target, outcome: Outcome) {

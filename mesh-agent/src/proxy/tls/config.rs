@@ -199,7 +199,7 @@ fn certificate(
     }
 }
 
-fn verifier(
+pub(super) fn verifier(
     common: &CommonTls,
     credentials: &Credentials,
     provider: Arc<CryptoProvider>,

@@ -6,6 +6,7 @@
 
 mod certificate;
 mod config;
+mod introduce;
 mod peer;
 pub(super) mod report;
 
@@ -23,6 +24,7 @@ use crate::config::model::tls::{DownstreamTls, UpstreamTls};
 use crate::identity::{Credentials, SharedCredentials, SpiffeId};
 
 pub(crate) use certificate::Certificate;
+pub(super) use introduce::offers;
 
 use super::sniff::Prefixed;
 use super::stream::Stream;

@@ -51,7 +51,7 @@ impl Verifier {
         }
     }
 
-    fn judge(
+    pub(super) fn judge(
         &self,
         leaf: &CertificateDer<'_>,
         between: &[CertificateDer<'_>],

@@ -627,6 +627,7 @@ impl Loader {
                 default_capture = Arc::new(capture);
             }
             config.outbound_traffic_policy = mesh.outbound_traffic_policy.unwrap_or_default();
+            config.short_circuit = mesh.short_circuit.unwrap_or_default();
             for problem in problems {
                 self.error(&place, problem);
             }

@@ -10,12 +10,12 @@ use ipnet::IpNet;
 use crate::config::Problem;
 use crate::config::error::{join, nearest};
 use crate::config::model::workload::{
-    AllOr, Capture, NetnsSource, OutboundTrafficPolicy, Workload,
+    AllOr, Capture, NetnsSource, OutboundTrafficPolicy, ShortCircuit, Workload,
 };
 
 use super::tree::{Node, Value};
 
-const MESH_FIELDS: &[&str] = &["capture", "outbound_traffic_policy"];
+const MESH_FIELDS: &[&str] = &["capture", "outbound_traffic_policy", "short_circuit"];
 const WORKLOAD_FIELDS: &[&str] = &[
     "name",
     "namespace",
@@ -40,6 +40,7 @@ const CAPTURE_FIELDS: &[&str] = &[
 pub(super) struct Mesh {
     pub(super) capture: Option<Capture>,
     pub(super) outbound_traffic_policy: Option<OutboundTrafficPolicy>,
+    pub(super) short_circuit: Option<ShortCircuit>,
 }
 
 /// Reads the `mesh` section.
@@ -59,9 +60,21 @@ pub(super) fn mesh(node: &Node, problems: &mut Vec<Problem>) -> Mesh {
                 None
             }
         });
+    let path = "mesh.short_circuit";
+    let short_circuit = node
+        .get("short_circuit")
+        .and_then(|node| match &node.value {
+            Value::Plain(value) if value == "true" => Some(ShortCircuit::On),
+            Value::Plain(value) if value == "false" => Some(ShortCircuit::Off),
+            _ => {
+                problems.push(Problem::new(path, "must be true or false"));
+                None
+            }
+        });
     Mesh {
         capture,
         outbound_traffic_policy: policy,
+        short_circuit,
     }
 }
 
