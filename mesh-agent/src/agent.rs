@@ -3,6 +3,8 @@
 //! Source -> store -> snapshot -> { BPF maps | proxy workers }: each turn of the loop takes what
 //! came from the left and hands it to the right.
 
+pub(crate) mod certificates;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +18,6 @@ use crate::cli::args::{OnExit, RunArgs};
 use crate::config::model::Name;
 use crate::config::model::workload::Workload;
 use crate::datapath::{Datapath, Options};
-use crate::identity::{Keeper, SpiffeId};
 use crate::proxy::Proxy;
 use crate::snapshot::{DnsTable, Inputs, SharedSnapshot, Snapshot, compile};
 use crate::source::dns::{self, DnsSource, DnsStats, Queries, Resolver};
@@ -25,6 +26,8 @@ use crate::source::xds::{Published, Sight, Views};
 use crate::store::ResourceSet;
 use crate::telemetry::Telemetry;
 use crate::workload::{Manager, Netns, WorkloadState};
+
+use certificates::Certificates;
 
 /// How often namespaces are looked at and the kernel is told that the agent lives.
 const TICK: Duration = Duration::from_millis(250);
@@ -71,8 +74,8 @@ struct Agent {
     /// What an agent before this one left in the kernel is still as it was.
     inheriting: bool,
     applied: Applied,
-    /// Keeps the pods' certificates.
-    keeper: Option<Keeper>,
+    /// Keeps certificates.
+    certificates: Certificates,
 }
 
 async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
@@ -111,13 +114,12 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
     let snapshots = Snapshot::shared();
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let concurrency = args.concurrency.map_or(cores, std::num::NonZero::get);
-    let keeper = args.identity.keeper()?;
-    let credentials = keeper.as_ref().map(Keeper::credentials).cloned();
+    let certificates = Certificates::start(&args.identity, args.xds.node())?;
     let proxy = Proxy::start(
         concurrency,
         snapshots.clone(),
         datapath.original_dst(),
-        credentials.unwrap_or_default(),
+        certificates.credentials().clone(),
         args.identity.trust_domain.as_str().into(),
     )
     .context("cannot start the proxy workers")?;
@@ -147,7 +149,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         pods_known: u64::MAX,
         inheriting: true,
         applied: Applied::default(),
-        keeper,
+        certificates,
         ready,
     };
     if agent.datapath.has_inherited() {
@@ -220,18 +222,9 @@ impl Agent {
     }
 
     /// Says whose certificates are needed: of the pods that are here.
-    fn want_identities(&self) {
-        let Some(keeper) = &self.keeper else {
-            return;
-        };
-        let domain = &self.args.identity.trust_domain;
-        let workloads = self.loaded.node.workloads.iter();
-        let there = workloads.filter(|workload| workload.netns.path().exists());
-        keeper.want(
-            there
-                .map(|workload| SpiffeId::of(workload, domain))
-                .collect(),
-        );
+    fn want_identities(&mut self) {
+        let workloads = &self.loaded.node.workloads;
+        self.certificates.want_identities(workloads, &self.sight);
     }
 
     /// Whether there is a configuration to serve pods by.
@@ -290,6 +283,8 @@ impl Agent {
             node: &self.loaded.node,
             dns: &self.dns,
         };
+        // Before the snapshot: what it names in files is read when it is used.
+        self.certificates.want_named(&self.sight);
         let snapshot = Arc::new(compile(&inputs, &previous));
         self.snapshots.store(snapshot.clone());
         self.want_identities();
@@ -339,6 +334,7 @@ impl Agent {
             self.tell_ready();
         }
         self.want_identities();
+        self.certificates.look();
         let snapshot = self.snapshots.load_full();
         let closed = self.follow_pods();
         if closed {
@@ -438,7 +434,7 @@ impl StateHolder<'_> {
             requests: agent.proxy.requests(),
             telemetry: &agent.telemetry,
             dns: &agent.dns_stats,
-            keeper: agent.keeper.as_ref(),
+            certificates: &agent.certificates,
         };
         debug_assert!(
             state

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use mesh_agent::agent;
 use mesh_agent::cli::args::{LogFormat, RunArgs};
-use mesh_agent::cli::{Args, Command, doctor, status, uninstall};
+use mesh_agent::cli::{Args, Command, certs, doctor, status, uninstall};
 use mesh_agent::source::file;
 use tracing_subscriber::EnvFilter;
 
@@ -34,6 +34,7 @@ fn main() -> ExitCode {
             }
         },
         Command::Status(args) => status::run(&args),
+        Command::Certs(args) => certs::run(&args),
         Command::Doctor(args) => {
             return if doctor::run(&args) {
                 ExitCode::SUCCESS

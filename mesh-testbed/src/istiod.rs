@@ -20,11 +20,82 @@ const DEBUG: &str = "127.0.0.1:8080";
 pub struct Istiod {
     pod: Pod,
     files: TempDir,
-    environment: Vec<(String, String)>,
     process: Option<Process>,
+    env: Vec<(String, String)>,
+}
+
+/// An istiod to be started.
+#[derive(Debug, Default)]
+pub struct IstiodBuilder {
+    env: Vec<(String, String)>,
+    authority: Option<[String; 3]>,
+}
+
+impl IstiodBuilder {
+    /// An environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// An authority to sign with, instead of one that it makes: certificate, key and roots.
+    #[must_use]
+    pub fn authority(mut self, certificate: &str, key: &str, roots: &str) -> Self {
+        self.authority = Some([certificate, key, roots].map(ToOwned::to_owned));
+        self
+    }
+
+    /// As [`Istiod::start`].
+    ///
+    /// # Errors
+    /// As [`Istiod::start`].
+    pub fn start(self, pod: Pod, mesh: &Value, resources: &[(&str, &[Value])]) -> Result<Istiod> {
+        let files = tempfile::tempdir()?;
+        fs::create_dir(files.path().join("config"))?;
+        fs::create_dir(files.path().join("ca"))?;
+        fs::write(files.path().join("mesh.yaml"), mesh.to_string())?;
+        let mut istiod = Istiod {
+            pod,
+            files,
+            process: None,
+            env: self.env,
+        };
+        if let Some([certificate, key, roots]) = &self.authority {
+            istiod.plug(certificate, key, roots)?;
+        }
+        for (name, resources) in resources {
+            istiod.put(name, resources)?;
+        }
+        istiod.resume()?;
+        Ok(istiod)
+    }
 }
 
 impl Istiod {
+    /// One that is started in another way than [`Self::start`] does.
+    pub fn builder() -> IstiodBuilder {
+        IstiodBuilder::default()
+    }
+
+    /// Plugs an authority in, or another one: it is watched.
+    ///
+    /// # Errors
+    /// The files cannot be written.
+    pub fn plug(&self, certificate: &str, key: &str, roots: &str) -> Result<()> {
+        let files = [
+            ("ca-key.pem", key),
+            ("cert-chain.pem", certificate),
+            ("root-cert.pem", roots),
+            ("ca-cert.pem", certificate),
+        ];
+        for (name, text) in files {
+            fs::write(self.files.path().join("ca").join(name), text)
+                .context("cannot write istiod's authority")?;
+        }
+        Ok(())
+    }
+
     /// The program (`cargo xtask test interop` builds it), unless there is none.
     pub fn program() -> Option<PathBuf> {
         let path = std::env::var_os("MESH_ISTIOD").filter(|path| !path.is_empty())?;
@@ -36,7 +107,7 @@ impl Istiod {
     /// # Errors
     /// There is no program, or it does not start.
     pub fn start(pod: Pod, mesh: &Value, resources: &[(&str, &[Value])]) -> Result<Self> {
-        Self::start_with(pod, mesh, resources, &[])
+        Self::builder().start(pod, mesh, resources)
     }
 
     /// As [`Self::start`], with these variables in its environment.
@@ -49,24 +120,11 @@ impl Istiod {
         resources: &[(&str, &[Value])],
         environment: &[(&str, &str)],
     ) -> Result<Self> {
-        let files = tempfile::tempdir()?;
-        fs::create_dir(files.path().join("config"))?;
-        fs::create_dir(files.path().join("ca"))?;
-        fs::write(files.path().join("mesh.yaml"), mesh.to_string())?;
-        let mut istiod = Self {
-            pod,
-            files,
-            environment: environment
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-                .collect(),
-            process: None,
-        };
-        for (name, resources) in resources {
-            istiod.put(name, resources)?;
-        }
-        istiod.resume()?;
-        Ok(istiod)
+        let builder = Self::builder();
+        let variables = environment.iter();
+        variables
+            .fold(builder, |builder, (name, value)| builder.env(name, value))
+            .start(pod, mesh, resources)
     }
 
     /// Where xDS is served in plaintext.
@@ -134,7 +192,7 @@ impl Istiod {
             .env("POD_NAMESPACE", "istio-system")
             .env("PILOT_DEBOUNCE_AFTER", "10ms")
             .env("ENABLE_DEBUG_ENDPOINT_AUTH", "false")
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .arg("--config-dir")
             .arg(files.join("config"))
             .arg("--mesh-config")

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::Pod;
+use crate::{Issued, Pod};
 
 /// A running nginx that answers every request with its name. Ends when dropped.
 #[derive(Debug)]
@@ -32,8 +32,48 @@ impl Nginx {
         Self::launch(pod, name, port, "http2")
     }
 
+    /// As [`Self::start`], over TLS. With roots, only for clients whose certificate descends from
+    /// them.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn tls(
+        pod: &Pod,
+        name: &str,
+        port: u16,
+        issued: &Issued,
+        client_roots: Option<&str>,
+    ) -> Result<Self> {
+        let dir = tempfile::tempdir().context("cannot make a directory for nginx")?;
+        let put = |name: &str, text: &str| -> Result<String> {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).context("cannot write a certificate for nginx")?;
+            Ok(path.display().to_string())
+        };
+        let mut how = format!(
+            "ssl; ssl_certificate {}; ssl_certificate_key {}",
+            put("tls.crt", &issued.chain)?,
+            put("tls.key", &issued.key)?
+        );
+        if let Some(roots) = client_roots {
+            let roots = put("roots.pem", roots)?;
+            how += &format!("; ssl_client_certificate {roots}; ssl_verify_client on");
+        }
+        Self::launch_in(dir, pod, name, port, &how)
+    }
+
     fn launch(pod: &Pod, name: &str, port: u16, how: &str) -> Result<Self> {
         let dir = tempfile::tempdir().context("cannot make a directory for nginx")?;
+        Self::launch_in(dir, pod, name, port, how)
+    }
+
+    fn launch_in(
+        dir: tempfile::TempDir,
+        pod: &Pod,
+        name: &str,
+        port: u16,
+        how: &str,
+    ) -> Result<Self> {
         let root = dir.path().display();
         let config = format!(
             "daemon off; master_process off; error_log {root}/error.log; pid {root}/pid;\n\

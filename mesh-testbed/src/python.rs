@@ -1,7 +1,8 @@
 //! Peers written in Python: gRPC's own library and a WebSocket one, which nobody of this project
 //! wrote. The scripts around them are in `py/`.
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -90,6 +91,55 @@ impl Python {
         self.read()
     }
 
+    /// Serves the files of a folder on the pod's loopback, on the port returned.
+    ///
+    /// # Errors
+    /// Python is missing.
+    pub fn file_server(pod: &Pod, folder: &Path) -> Result<(Self, SocketAddr)> {
+        let script = "import functools, http.server as h, json, sys\n\
+            handler = functools.partial(h.SimpleHTTPRequestHandler, directory=sys.argv[1])\n\
+            server = h.ThreadingHTTPServer(('127.0.0.1', 0), handler)\n\
+            port = server.server_address[1]\n\
+            print(json.dumps({'listening': f'127.0.0.1:{port}'}), flush=True)\n\
+            server.serve_forever()\n";
+        let mut command: Command = pod.command("python3");
+        command
+            .args(["-c", script])
+            .arg(folder)
+            .stderr(std::process::Stdio::null());
+        let mut python = Self {
+            process: Process::spawn(command)?,
+        };
+        let ready: Ready = python.read()?;
+        Ok((python, ready.listening))
+    }
+
+    /// A secret discovery server on a Unix socket, as SPIRE's agent is one. It has no secret yet:
+    /// see [`Self::serve_secrets`].
+    ///
+    /// # Errors
+    /// As [`Self::grpc_server`].
+    pub fn sds_server(socket: &Path) -> Result<Self> {
+        let script = include_str!("../py/sds_server.py");
+        let mut command = Command::new("python3");
+        Self::prepare(&mut command, script)?.arg(socket);
+        let mut python = Self {
+            process: Process::spawn(command)?,
+        };
+        let _ready: Value = python.read()?;
+        Ok(python)
+    }
+
+    /// Replaces the secrets of an [`Self::sds_server`], by name: `version`, and `chain` and `key`,
+    /// or `roots`, or `domains`. Returns every request it got so far.
+    ///
+    /// # Errors
+    /// It ended.
+    pub fn serve_secrets(&mut self, secrets: &Value) -> Result<Vec<Value>> {
+        self.process.write(&secrets.to_string())?;
+        self.read()
+    }
+
     fn server(pod: &Pod, script: &str) -> Result<(Self, u16)> {
         let mut python = Self::start(pod, script, &[])?;
         let ready: Ready = python.read()?;
@@ -97,16 +147,19 @@ impl Python {
     }
 
     fn start(pod: &Pod, script: &str, args: &[&str]) -> Result<Self> {
-        let libraries = Self::libraries().context("MESH_PYTHON names no folder")?;
         let mut command: Command = pod.command("python3");
-        command
-            .env("PYTHONPATH", libraries)
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .args(["-c", script])
-            .args(args);
+        Self::prepare(&mut command, script)?.args(args);
         Ok(Self {
             process: Process::spawn(command)?,
         })
+    }
+
+    fn prepare<'a>(command: &'a mut Command, script: &str) -> Result<&'a mut Command> {
+        let libraries = Self::libraries().context("MESH_PYTHON names no folder")?;
+        Ok(command
+            .env("PYTHONPATH", libraries)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .args(["-c", script]))
     }
 
     fn read<T: DeserializeOwned>(&mut self) -> Result<T> {

@@ -62,6 +62,7 @@ const FILES: &[&str] = &[
     "envoy/extensions/retry/priority/previous_priorities/v3/previous_priorities_config.proto",
     "envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.proto",
     "envoy/extensions/transport_sockets/tls/v3/tls.proto",
+    "envoy/extensions/transport_sockets/tls/v3/tls_spiffe_validator_config.proto",
     "envoy/extensions/upstreams/http/v3/http_protocol_options.proto",
 ];
 

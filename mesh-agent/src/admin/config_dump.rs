@@ -16,6 +16,8 @@ const ENDPOINTS: &str = "envoy.config.endpoint.v3.ClusterLoadAssignment";
 const LISTENER: &str = "envoy.config.listener.v3.Listener";
 const ROUTES: &str = "envoy.config.route.v3.RouteConfiguration";
 
+const SECRET: &str = "envoy.extensions.transport_sockets.tls.v3.Secret";
+
 type Named<'r, T> = Vec<(&'r Name, &'r Resource<T>)>;
 
 /// Where resources come from and how their updates fared.
@@ -172,6 +174,9 @@ pub(super) fn config_dump(sources: &Sources<'_>, include_eds: bool) -> Value {
         &file.routes,
         "route_config",
     );
+    let shown = super::secrets::redacted(&resources.secrets);
+    let (secrets, dynamic_secrets) =
+        sources.flat(ResourceType::Secret, &shown, &file.secrets, "secret");
     let mut configs = vec![
         json!({
             "@type": type_url("envoy.admin.v3.ClustersConfigDump"),
@@ -190,6 +195,11 @@ pub(super) fn config_dump(sources: &Sources<'_>, include_eds: bool) -> Value {
             "static_route_configs": routes,
             "dynamic_route_configs": dynamic_routes,
         }),
+        json!({
+            "@type": type_url("envoy.admin.v3.SecretsConfigDump"),
+            "static_secrets": named(secrets),
+            "dynamic_active_secrets": named(dynamic_secrets),
+        }),
     ];
     if include_eds {
         let (endpoints, dynamic) = sources.flat(
@@ -205,6 +215,14 @@ pub(super) fn config_dump(sources: &Sources<'_>, include_eds: bool) -> Value {
         }));
     }
     json!({ "configs": configs })
+}
+
+/// Envoy says a secret's name beside it, too.
+fn named(mut entries: Value) -> Value {
+    for entry in entries.as_array_mut().into_iter().flatten() {
+        entry["name"] = entry["secret"]["name"].clone();
+    }
+    entries
 }
 
 /// The version of a kind that was accepted whole; with several streams, the newest one's.
@@ -223,6 +241,7 @@ fn message(kind: ResourceType) -> &'static str {
         ResourceType::Endpoint => ENDPOINTS,
         ResourceType::Listener => LISTENER,
         ResourceType::Route => ROUTES,
+        ResourceType::Secret => SECRET,
     }
 }
 
@@ -332,9 +351,9 @@ static_resources:
 
     #[test]
     fn endpoints_are_shown_when_asked_for() {
-        assert_eq!(dump(false)["configs"].as_array().map(Vec::len), Some(3));
+        assert_eq!(dump(false)["configs"].as_array().map(Vec::len), Some(4));
         let dump = dump(true);
-        let endpoints = &dump["configs"][3]["static_endpoint_configs"][0]["endpoint_config"];
+        let endpoints = &dump["configs"][4]["static_endpoint_configs"][0]["endpoint_config"];
         assert_eq!(endpoints["cluster_name"], "reviews");
     }
 }

@@ -7,6 +7,7 @@ mod config_dump;
 mod csds;
 mod pages;
 mod responses;
+mod secrets;
 mod server;
 mod xds;
 

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use envoy_types::pb::envoy::service::status::v3::ClientStatusResponse;
 use serde_json::{Value, json};
 
+use crate::agent::certificates::Certificates;
 use crate::config::model::Name;
 use crate::config::model::endpoint::Health;
 use crate::config::model::workload::{AllOr, Capture};
 use crate::datapath::Datapath;
-use crate::identity::Keeper;
 use crate::proxy::ProxyStats;
 use crate::snapshot::Snapshot;
 use crate::snapshot::cluster::Host;
@@ -143,7 +143,7 @@ pub struct State<'a> {
     /// The name source's counters.
     pub dns: &'a DnsStats,
     /// Keeps the pods' certificates, if anybody signs them.
-    pub keeper: Option<&'a Keeper>,
+    pub(crate) certificates: &'a Certificates,
 }
 
 /// How long configurations took from the source to the proxy and the kernel.
@@ -197,7 +197,7 @@ impl State<'_> {
             Page::Workloads => (JSON, pretty(&self.workloads())),
             Page::Services => (JSON, pretty(&json!(self.datapath.services()))),
             Page::ServerInfo => (JSON, pretty(&self.server_info())),
-            Page::Certs => (JSON, pretty(&certs::page(self.keeper))),
+            Page::Certs => (JSON, pretty(&certs::page(self.certificates))),
             Page::Status => (JSON, pretty(&self.status())),
         }
     }
@@ -400,7 +400,7 @@ impl State<'_> {
             "gauge",
             one(self.applied.last.as_micros() as u64),
         );
-        for (name, kind, samples) in certs::families(self.keeper) {
+        for (name, kind, samples) in certs::families(self.certificates) {
             family(name, kind, samples);
         }
         for (name, kind, samples) in xds::families(self.streams) {
@@ -480,10 +480,13 @@ impl State<'_> {
             "counter",
             one(load(&proxy.rbac_denied)),
         );
+        for (name, value) in proxy.ssl.all() {
+            family(&format!("envoy_listener_{name}"), "counter", one(value));
+        }
         family(
-            "envoy_listener_ssl_connection_error",
+            "mesh_trust_withdrawn_total",
             "counter",
-            one(load(&proxy.ssl_connection_error)),
+            one(load(&proxy.ssl_trust_withdrawn)),
         );
         for (name, gauge, counter) in proxy.hbone.all() {
             let kind = if gauge { "gauge" } else { "counter" };
@@ -514,7 +517,7 @@ impl State<'_> {
             family(name, "counter", one(load(counter)));
         }
         type Read = fn(&crate::snapshot::cluster::ClusterStats) -> &AtomicU64;
-        let per_cluster: [(&str, &str, Read); 21] = [
+        let per_cluster: [(&str, &str, Read); 26] = [
             ("upstream_cx_total", "counter", |stats| {
                 &stats.upstream_cx_total
             }),
@@ -532,8 +535,21 @@ impl State<'_> {
                 "counter",
                 |stats| &stats.upstream_cx_connect_attempts_exceeded,
             ),
+            ("ssl_handshake", "counter", |stats| &stats.ssl.handshake),
+            ("ssl_session_reused", "counter", |stats| {
+                &stats.ssl.session_reused
+            }),
             ("ssl_connection_error", "counter", |stats| {
-                &stats.ssl_connection_error
+                &stats.ssl.connection_error
+            }),
+            ("ssl_fail_verify_error", "counter", |stats| {
+                &stats.ssl.fail_verify_error
+            }),
+            ("ssl_fail_verify_san", "counter", |stats| {
+                &stats.ssl.fail_verify_san
+            }),
+            ("ssl_connect_timeout", "counter", |stats| {
+                &stats.ssl.connect_timeout
             }),
             ("upstream_cx_overflow", "counter", |stats| {
                 &stats.upstream_cx_overflow

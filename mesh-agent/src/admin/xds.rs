@@ -145,18 +145,22 @@ fn configs(stream: &Published) -> Vec<GenericXdsConfig> {
         routes,
         clusters,
         endpoints,
+        secrets,
     } = &*stream.resources;
     let mut all = Vec::new();
     taken(&mut all, stream, ResourceType::Cluster, clusters);
     taken(&mut all, stream, ResourceType::Endpoint, endpoints);
     taken(&mut all, stream, ResourceType::Listener, listeners);
     taken(&mut all, stream, ResourceType::Route, routes);
+    let shown = super::secrets::redacted(secrets);
+    taken(&mut all, stream, ResourceType::Secret, &shown);
     let status = &stream.status;
     let known = |(kind, name): &Key| match kind {
         ResourceType::Cluster => clusters.contains_key(name.as_str()),
         ResourceType::Endpoint => endpoints.contains_key(name.as_str()),
         ResourceType::Listener => listeners.contains_key(name.as_str()),
         ResourceType::Route => routes.contains_key(name.as_str()),
+        ResourceType::Secret => secrets.contains_key(name.as_str()),
     };
     let nothing = |(kind, name): &Key, client_status: ClientResourceStatus| GenericXdsConfig {
         type_url: kind.url().to_owned(),

@@ -51,6 +51,14 @@ Shows the running agent: version, source and state of its configuration, the pod
 for every service whether the kernel or the agent carries it and why. Exit code 1: no agent
 answers.";
 
+const CERTS: &str = "\
+Examples:
+  mesh-agent certs
+  mesh-agent certs --json | jq '.certificates[] | select(.error != null)'
+
+Shows each identity of the node with its certificate, and the certificates that configurations find
+in files and at secret discovery servers. Exit code 1: no agent answers.";
+
 const UNINSTALL: &str = "\
 Examples:
   mesh-agent uninstall
@@ -89,6 +97,10 @@ pub enum Command {
     /// Show what the running agent does.
     #[command(after_help = STATUS)]
     Status(StatusArgs),
+    /// Show the running agent's certificates: whose, who signed them, how long they last, and when
+    /// the next ones come.
+    #[command(after_help = CERTS)]
+    Certs(StatusArgs),
     /// Say what this machine has and lacks, each with the fix.
     #[command(after_help = DOCTOR)]
     Doctor(DoctorArgs),

@@ -1,6 +1,7 @@
 //! The command line: arguments, and the commands that only look.
 
 pub mod args;
+pub mod certs;
 pub mod doctor;
 mod duration;
 pub mod identity;

@@ -15,7 +15,7 @@ use super::args::StatusArgs;
 /// # Errors
 /// No agent answers there.
 pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
-    let body = get(args)?;
+    let body = get(args, "/status")?;
     if args.json {
         print!("{body}");
         return Ok(());
@@ -25,7 +25,8 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn get(args: &StatusArgs) -> anyhow::Result<String> {
+/// A page of the running agent.
+pub(super) fn get(args: &StatusArgs, path: &str) -> anyhow::Result<String> {
     let limit = Duration::from_secs(5);
     let mut stream = TcpStream::connect_timeout(&args.admin, limit).with_context(|| {
         format!(
@@ -36,7 +37,7 @@ fn get(args: &StatusArgs) -> anyhow::Result<String> {
     stream.set_read_timeout(Some(limit))?;
     write!(
         stream,
-        "GET /status HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
+        "GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
         args.admin
     )?;
     let mut answer = String::new();
@@ -55,7 +56,7 @@ fn get(args: &StatusArgs) -> anyhow::Result<String> {
     Ok(body.to_owned())
 }
 
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Null => "-".into(),
@@ -63,7 +64,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-fn list(value: &Value) -> &[Value] {
+pub(super) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 

@@ -145,6 +145,11 @@ impl XdsArgs {
         Some(options)
     }
 
+    /// Who we say we are.
+    pub fn node(&self) -> Node {
+        self.flags().node
+    }
+
     fn flags(&self) -> Options {
         Options {
             server: Server {

@@ -32,6 +32,11 @@ pub fn check(resources: &ResourceSet) -> Vec<(Subject, Problem)> {
         let listener = &resource.value;
         let mut problem = |problem| problems.push((Subject::Listener(name.clone()), problem));
         references(listener, resources, &mut problem);
+        for name in listener.secrets() {
+            if let Some(missing) = missing_secret(name, resources) {
+                problem(missing);
+            }
+        }
         if !listener.role.is_caught() {
             continue;
         }
@@ -78,6 +83,11 @@ pub fn check(resources: &ResourceSet) -> Vec<(Subject, Problem)> {
         }
     }
     for (name, resource) in resources.clusters.iter() {
+        for secret in resource.value.secrets() {
+            if let Some(missing) = missing_secret(secret, resources) {
+                problems.push((Subject::Cluster(name.clone()), missing));
+            }
+        }
         if let Discovery::Eds { service_name } = &resource.value.discovery
             && !resources.endpoints.contains_key(service_name)
         {
@@ -155,6 +165,20 @@ fn missing_clusters(
             missing(&at, cluster, resources)
         })
         .collect()
+}
+
+fn missing_secret(name: &Name, resources: &ResourceSet) -> Option<Problem> {
+    if resources.secrets.contains_key(name) {
+        return None;
+    }
+    let problem = Problem::new("transport_socket", format!("secret {name} does not exist"));
+    let known = resources.secrets.keys().map(|name| &**name);
+    Some(match super::error::nearest(name, known) {
+        Some(near) => problem.remedy(format!("did you mean {near}?")),
+        None => {
+            problem.remedy("add it under static_resources.secrets, or name a server in sds_config")
+        }
+    })
 }
 
 fn missing(path: &str, cluster: &Name, resources: &ResourceSet) -> Problem {

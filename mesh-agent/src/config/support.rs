@@ -30,8 +30,8 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.config.listener.v3.FilterChain",
-        "filter_chain_match filters name transport_socket",
-        "metadata transport_socket_connect_timeout",
+        "filter_chain_match filters name transport_socket transport_socket_connect_timeout",
+        "metadata",
     ),
     (
         "envoy.config.listener.v3.ListenerFilter",
@@ -357,11 +357,23 @@ const UNDERSTOOD: &[Entry] = &[
     (
         "envoy.extensions.transport_sockets.tls.v3.TlsCertificate",
         "certificate_chain private_key",
-        "",
+        // Files are looked at wherever their links lead.
+        "watched_directory",
     ),
     (
         "envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext",
-        "trusted_ca match_typed_subject_alt_names match_subject_alt_names crl",
+        "trusted_ca match_typed_subject_alt_names match_subject_alt_names crl \
+         custom_validator_config",
+        "watched_directory",
+    ),
+    (
+        "envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig",
+        "trust_domains",
+        "",
+    ),
+    (
+        "envoy.extensions.transport_sockets.tls.v3.Secret",
+        "name tls_certificate validation_context",
         "",
     ),
     (

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::dev::DevAuthority;
 use super::istio::IstioAuthority;
+use super::sds::SdsAuthority;
 use super::{PemError, SpiffeId};
 
 /// A source of certificates.
@@ -14,6 +15,8 @@ pub enum Authority {
     Dev(DevAuthority),
     /// `istio.v1.auth.IstioCertificateService`, as istiod serves it.
     Istio(IstioAuthority),
+    /// Envoy's `SecretDiscoveryService`, as SPIRE's agent serves it.
+    Sds(SdsAuthority),
 }
 
 /// Why there is no certificate.
@@ -75,6 +78,7 @@ impl Authority {
         match self {
             Self::Dev(authority) => authority.certify(id, validity),
             Self::Istio(authority) => authority.certify(id, validity).await,
+            Self::Sds(authority) => authority.certify(id),
         }
     }
 
@@ -83,6 +87,7 @@ impl Authority {
         match self {
             Self::Dev(authority) => format!("dev:{}", authority.folder().display()),
             Self::Istio(authority) => format!("istio:{}", authority.address()),
+            Self::Sds(authority) => format!("sds:{}", authority.address()),
         }
     }
 }

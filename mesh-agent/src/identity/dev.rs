@@ -160,6 +160,16 @@ fn make(folder: &Path, certificate: &Path, key: &Path) -> Result<(), AuthorityEr
     write(certificate, &root, 0o644)
 }
 
+/// A certificate of a fresh authority that is nobody's, and its key.
+#[cfg(test)]
+pub(crate) fn test_pair(uri: &str) -> (String, String) {
+    let key = KeyPair::generate().expect("randomness");
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(uri.try_into().expect("a URI"))];
+    let certificate = params.self_signed(&key).expect("signed");
+    (certificate.pem(), key.serialize_pem())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,11 +1,12 @@
 //! Istio's certificate authority, as istiod serves it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_proto::istio::v1::auth::IstioCertificateRequest;
 use mesh_proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
+use prost_reflect::prost_types;
 use rcgen::KeyPair;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -13,6 +14,10 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use super::SpiffeId;
 use super::authority::{AuthorityError, Signed};
 use super::dev::request;
+
+/// Stand in the names of files for what they are of.
+const NAMESPACE: &str = "{namespace}";
+const SERVICE_ACCOUNT: &str = "{service_account}";
 
 /// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -24,9 +29,10 @@ pub struct IstioAuthority {
     pub server: String,
     /// The roots that its certificate must descend from.
     pub root: Option<PathBuf>,
-    /// A certificate and its key that say who asks.
+    /// A certificate and its key that say who asks, read anew each time; see
+    /// [`Self::is_asked_by_pods`].
     pub client: Option<(PathBuf, PathBuf)>,
-    /// A token that says who asks; read anew each time.
+    /// A token that says who asks; likewise.
     pub token: Option<PathBuf>,
     /// The name in its certificate, if it is not that of the address.
     pub server_name: Option<String>,
@@ -38,6 +44,15 @@ impl IstioAuthority {
     /// Where it is.
     pub fn address(&self) -> &str {
         &self.server
+    }
+
+    /// Whether each identity has a credential of its own: the file's name has `{namespace}` or
+    /// `{service_account}` in it. Otherwise the agent asks in its own name on behalf of pods.
+    fn is_asked_by_pods(&self) -> bool {
+        let certificate = self.client.as_ref().map(|(certificate, _)| certificate);
+        let files = self.token.iter().chain(certificate);
+        let mut names = files.map(|file| file.to_string_lossy());
+        names.any(|name| name.contains(NAMESPACE) || name.contains(SERVICE_ACCOUNT))
     }
 
     /// Has a fresh key certified.
@@ -62,14 +77,15 @@ impl IstioAuthority {
             reason: format!("{error:#}"),
             hint: "",
         };
-        let channel = self.connect().await.map_err(local)?;
+        let channel = self.connect(id).await.map_err(local)?;
+        let metadata = (!self.is_asked_by_pods()).then(|| on_behalf_of(id));
         let mut request = tonic::Request::new(IstioCertificateRequest {
             csr,
             validity_duration: i64::try_from(validity.as_secs()).unwrap_or(i64::MAX),
-            ..IstioCertificateRequest::default()
+            metadata,
         });
         request.set_timeout(PATIENCE);
-        if let Some(token) = self.authorization().map_err(local)? {
+        if let Some(token) = self.authorization(id).map_err(local)? {
             request.metadata_mut().insert("authorization", token);
         }
         if let Ok(cluster) = self.cluster_id.parse::<MetadataValue<Ascii>>() {
@@ -91,9 +107,14 @@ impl IstioAuthority {
                     _ => "",
                 },
             })?;
-        // The last certificate of the chain is the root.
+        // The last one is the root; with several roots it holds them all.
         let mut chain = answer.into_inner().cert_chain;
         let roots = if chain.len() > 1 { chain.pop() } else { None };
+        for part in &mut chain {
+            if !part.ends_with('\n') {
+                part.push('\n');
+            }
+        }
         Ok(Signed {
             chain: chain.concat(),
             key: key.serialize_pem(),
@@ -101,7 +122,7 @@ impl IstioAuthority {
         })
     }
 
-    async fn connect(&self) -> anyhow::Result<Channel> {
+    async fn connect(&self, id: &SpiffeId) -> anyhow::Result<Channel> {
         let plain = self.root.is_none();
         let scheme = if plain { "http" } else { "https" };
         let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", self.server))
@@ -110,7 +131,8 @@ impl IstioAuthority {
         if let Some(root) = &self.root {
             let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(root)?));
             if let Some((certificate, key)) = &self.client {
-                tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
+                let (certificate, key) = (of(certificate, id), of(key, id));
+                tls = tls.identity(Identity::from_pem(read(&certificate)?, read(&key)?));
             }
             if let Some(name) = &self.server_name {
                 tls = tls.domain_name(name);
@@ -120,17 +142,59 @@ impl IstioAuthority {
         Ok(endpoint.connect().await?)
     }
 
-    fn authorization(&self) -> anyhow::Result<Option<MetadataValue<Ascii>>> {
+    fn authorization(&self, id: &SpiffeId) -> anyhow::Result<Option<MetadataValue<Ascii>>> {
         let Some(file) = &self.token else {
             return Ok(None);
         };
-        let token = String::from_utf8(read(file)?)
+        let file = of(file, id);
+        let token = String::from_utf8(read(&file)?)
             .with_context(|| format!("{} holds no token", file.display()))?;
         let value = format!("Bearer {}", token.trim());
         Ok(Some(value.parse()?))
     }
 }
 
+/// What a node agent says to be asked on behalf of a pod (Istio: `ImpersonatedIdentity`).
+fn on_behalf_of(id: &SpiffeId) -> prost_types::Struct {
+    let value = prost_types::Value {
+        kind: Some(prost_types::value::Kind::StringValue(id.as_str().into())),
+    };
+    prost_types::Struct {
+        fields: [("ImpersonatedIdentity".to_owned(), value)].into(),
+    }
+}
+
+/// The file of an identity.
+fn of(file: &Path, id: &SpiffeId) -> PathBuf {
+    let (namespace, account) = id.namespace_and_account().unwrap_or_default();
+    let name = file.to_string_lossy();
+    name.replace(NAMESPACE, namespace)
+        .replace(SERVICE_ACCOUNT, account)
+        .into()
+}
+
 fn read(file: &PathBuf) -> anyhow::Result<Vec<u8>> {
     std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_identity_has_its_own_file_if_the_name_says_so() {
+        let id = SpiffeId::from("spiffe://cluster.local/ns/shop/sa/web");
+        let one = Path::new("/run/tokens/{namespace}/{service_account}");
+        assert_eq!(of(one, &id), Path::new("/run/tokens/shop/web"));
+        assert_eq!(of(Path::new("/run/token"), &id), Path::new("/run/token"));
+        let mut authority = IstioAuthority {
+            token: Some(one.into()),
+            ..IstioAuthority::default()
+        };
+        assert!(authority.is_asked_by_pods());
+        authority.token = Some("/run/token".into());
+        assert!(!authority.is_asked_by_pods());
+        let told = format!("{:?}", on_behalf_of(&id));
+        assert!(told.contains("ImpersonatedIdentity") && told.contains(id.as_str()));
+    }
 }

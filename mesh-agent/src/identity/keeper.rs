@@ -4,14 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustls::RootCertStore;
 use tokio::sync::watch;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::authority::{Authority, AuthorityError, Signed};
-use super::{
-    Credentials, Identity, PemError, SharedCredentials, SpiffeId, certificates, certified_key,
-};
+use super::pem::{Leaf, PemError, certificates, certified_key, root_store};
+use super::{Identity, SharedCredentials, SpiffeId, update};
+use crate::config::model::secret::Secret;
 
 /// The first wait after a refusal; it doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -40,9 +38,8 @@ pub struct State {
 }
 
 impl Keeper {
-    /// Begins. Certificates are asked to last for `validity`.
-    pub fn start(authority: Authority, validity: Duration) -> Self {
-        let credentials = SharedCredentials::default();
+    /// Begins, and publishes to `credentials`. Certificates are asked to last for `validity`.
+    pub fn start(authority: Authority, validity: Duration, credentials: SharedCredentials) -> Self {
         let (wanted, wishes) = watch::channel(BTreeSet::new());
         let (publish, states) = watch::channel(BTreeMap::new());
         let source = authority.describe();
@@ -53,6 +50,7 @@ impl Keeper {
             states: publish,
             waits: HashMap::new(),
             roots: String::new(),
+            taken: HashMap::new(),
         };
         tokio::spawn(worker.run(wishes));
         Self {
@@ -93,17 +91,23 @@ struct Worker {
     waits: HashMap<SpiffeId, Duration>,
     /// The newest roots, in PEM.
     roots: String,
+    /// The secrets that identities were made of, of an authority that pushes.
+    taken: HashMap<SpiffeId, [Arc<Secret>; 2]>,
 }
 
 impl Worker {
     async fn run(mut self, mut wishes: watch::Receiver<BTreeSet<SpiffeId>>) {
+        let mut pushed = match &self.authority {
+            Authority::Sds(authority) => Some(authority.delivered.clone()),
+            Authority::Dev(_) | Authority::Istio(_) => None,
+        };
         loop {
             let wanted = wishes.borrow_and_update().clone();
             self.forget(&wanted);
             let now = SystemTime::now();
             let due: Vec<SpiffeId> = wanted
                 .iter()
-                .filter(|id| self.due(id).is_none_or(|due| due <= now))
+                .filter(|id| self.due(id).is_none_or(|due| due <= now) || self.is_outdated(id))
                 .cloned()
                 .collect();
             for id in &due {
@@ -113,8 +117,19 @@ impl Worker {
             let sleep = next.map_or(LONGEST_WAIT, |next| {
                 next.duration_since(SystemTime::now()).unwrap_or_default()
             });
+            let came = async {
+                match &mut pushed {
+                    Some(pushed) => pushed.changed().await.is_ok(),
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = tokio::time::sleep(sleep) => {}
+                alive = came => {
+                    if !alive {
+                        return;
+                    }
+                }
                 changed = wishes.changed() => {
                     if changed.is_err() {
                         return;
@@ -124,6 +139,23 @@ impl Worker {
         }
     }
 
+    /// Whether an authority that pushes has pushed something newer.
+    fn is_outdated(&self, id: &SpiffeId) -> bool {
+        let Authority::Sds(authority) = &self.authority else {
+            return false;
+        };
+        let Some(newest) = authority.secrets(id) else {
+            return false;
+        };
+        let same = |taken: &[Arc<Secret>; 2]| {
+            taken
+                .iter()
+                .zip(&newest)
+                .all(|(one, other)| Arc::ptr_eq(one, other))
+        };
+        !self.taken.get(id).is_some_and(same)
+    }
+
     fn due(&self, id: &SpiffeId) -> Option<SystemTime> {
         self.states.borrow().get(id)?.next
     }
@@ -131,30 +163,23 @@ impl Worker {
     /// Identities that no pod has any more lose their keys.
     fn forget(&mut self, wanted: &BTreeSet<SpiffeId>) {
         self.waits.retain(|id, _| wanted.contains(id));
+        self.taken.retain(|id, _| wanted.contains(id));
         self.states
             .send_modify(|states| states.retain(|id, _| wanted.contains(id)));
-        let current = self.credentials.load_full();
+        let current = self.credentials.load();
         if current.identities.keys().any(|id| !wanted.contains(id)) {
-            let mut identities = current.identities.clone();
-            identities.retain(|id, _| wanted.contains(id));
-            self.publish(identities, current.roots.clone());
+            update(&self.credentials, |credentials| {
+                credentials.identities.retain(|id, _| wanted.contains(id));
+            });
         }
     }
 
-    fn publish(
-        &self,
-        identities: HashMap<SpiffeId, Arc<Identity>>,
-        roots: Option<Arc<RootCertStore>>,
-    ) {
-        let generation = self.credentials.load().generation + 1;
-        self.credentials.store(Arc::new(Credentials {
-            generation,
-            identities,
-            roots,
-        }));
-    }
-
     async fn renew(&mut self, id: &SpiffeId) {
+        if let Authority::Sds(authority) = &self.authority
+            && let Some(secrets) = authority.secrets(id)
+        {
+            self.taken.insert(id.clone(), secrets);
+        }
         let signed = self.authority.certify(id, self.validity).await;
         let taken = signed.and_then(|signed| self.take(id, &signed));
         let (next, error) = match taken {
@@ -167,8 +192,7 @@ impl Worker {
                 let next = SystemTime::now() + wait.mul_f64(0.5 + fastrand::f64() / 2.0);
                 *wait = (*wait * 2).min(LONGEST_WAIT);
                 let known = self.credentials.load().identities.get(id).cloned();
-                let until = known.map(|known| known.not_after);
-                tracing::error!(%id, %error, valid_until = ?until, "no certificate; trying again");
+                told(id, known.as_deref(), &error);
                 (next, Some(error.to_string()))
             }
         };
@@ -189,55 +213,65 @@ impl Worker {
     fn take(&mut self, id: &SpiffeId, signed: &Signed) -> Result<SystemTime, AuthorityError> {
         let identity = identity(id, signed)?;
         let now = SystemTime::now();
-        let life = identity.not_after.duration_since(now).unwrap_or_default();
-        let next = now + life.mul_f64(0.45 + fastrand::f64() / 10.0);
-        let current = self.credentials.load_full();
-        let mut roots = current.roots.clone();
-        if !signed.roots.is_empty() && signed.roots != self.roots {
-            let mut store = RootCertStore::empty();
-            for root in certificates(signed.roots.as_bytes())? {
-                store
-                    .add(root)
-                    .map_err(|error| PemError::Certificate(error.to_string()))?;
+        let not_after = identity.leaf.not_after;
+        let life = not_after.duration_since(now).unwrap_or_default();
+        let next = match &self.authority {
+            // It renews on its own; at the end at last something is wrong.
+            Authority::Sds(_) => not_after.max(now + FIRST_WAIT),
+            Authority::Dev(_) | Authority::Istio(_) => {
+                now + life.mul_f64(0.45 + fastrand::f64() / 10.0)
             }
-            roots = Some(Arc::new(store));
+        };
+        let mut roots = self.credentials.load().roots.clone();
+        if !signed.roots.is_empty() && signed.roots != self.roots {
+            roots = Some(Arc::new(root_store(certificates(
+                signed.roots.as_bytes(),
+            )?)?));
             self.roots.clone_from(&signed.roots);
+            tracing::info!(source = %self.authority.describe(), "the mesh's roots changed");
         }
-        let mut identities = current.identities.clone();
-        tracing::info!(%id, serial = %identity.serial, not_after = ?identity.not_after, "certificate received");
-        identities.insert(id.clone(), Arc::new(identity));
-        self.publish(identities, roots);
+        let serial = &identity.leaf.serial;
+        tracing::info!(%id, %serial, ?not_after, "certificate received");
+        let identity = Arc::new(identity);
+        update(&self.credentials, |credentials| {
+            credentials.identities.insert(id.clone(), identity.clone());
+            credentials.roots.clone_from(&roots);
+        });
         Ok(next)
+    }
+}
+
+/// Says that there is no new certificate, the louder the nearer the end of the old one.
+fn told(id: &SpiffeId, known: Option<&Identity>, error: &AuthorityError) {
+    let Some(known) = known else {
+        tracing::error!(%id, %error, "no certificate; trying again");
+        return;
+    };
+    let (leaf, now) = (&known.leaf, SystemTime::now());
+    match leaf.not_after.duration_since(now) {
+        Err(_) => {
+            tracing::error!(%id, %error, "the certificate has expired and there is no new one: no connection can be made; trying again");
+        }
+        Ok(left) if leaf.is_near_its_end(now) => {
+            tracing::error!(%id, %error, ?left, "the certificate will expire soon and there is no new one; trying again");
+        }
+        Ok(left) => {
+            tracing::warn!(%id, %error, ?left, "no new certificate yet; trying again");
+        }
     }
 }
 
 fn identity(id: &SpiffeId, signed: &Signed) -> Result<Identity, PemError> {
     let key = certified_key(signed.chain.as_bytes(), signed.key.as_bytes())?;
-    let malformed = |reason: String| PemError::Certificate(reason);
-    let leaf = &key.cert[0];
-    let (_, parsed) =
-        X509Certificate::from_der(leaf).map_err(|error| malformed(error.to_string()))?;
-    let time = |time: x509_parser::time::ASN1Time| {
-        let seconds = u64::try_from(time.timestamp()).unwrap_or_default();
-        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
-    };
-    let validity = parsed.validity();
-    let identity = Identity {
-        id: id.clone(),
-        not_before: time(validity.not_before),
-        not_after: time(validity.not_after),
-        issuer: parsed.issuer().to_string(),
-        serial: parsed.raw_serial_as_string(),
-        key: key.clone(),
-    };
+    let leaf = Leaf::of(&key.cert[0])?;
     // An authority that gives another identity than asked for gives none.
-    let certificate =
-        webpki::EndEntityCert::try_from(leaf).map_err(|error| malformed(error.to_string()))?;
-    if !certificate
-        .valid_uri_names()
-        .any(|name| name == id.as_str())
-    {
-        return Err(malformed(format!("it is not of {id}")));
+    if !leaf.names.iter().any(|name| name == id.as_str()) {
+        let reason = format!("it is not of {id} but of {}", leaf.names.join(", "));
+        return Err(PemError::Certificate(reason));
     }
-    Ok(identity)
+    Ok(Identity {
+        id: id.clone(),
+        key,
+        leaf,
+    })
 }

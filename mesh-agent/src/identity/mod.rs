@@ -5,32 +5,39 @@
 //! publishes them with the mesh's roots; the proxy reads what is published and never waits.
 
 mod authority;
-mod dev;
+pub(crate) mod dev;
+pub mod files;
 mod istio;
 mod keeper;
 mod pem;
+mod sds;
 mod spiffe;
-
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::SystemTime;
+mod stats;
 
 use arc_swap::ArcSwap;
 use rustls::RootCertStore;
 use rustls::sign::CertifiedKey;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::config::model::Name;
+use crate::config::model::secret::{Material, Secret, SecretServer};
 
 pub use authority::{Authority, AuthorityError};
 pub use dev::DevAuthority;
 pub use istio::IstioAuthority;
 pub use keeper::{Keeper, State};
-pub use pem::{PemError, certificates, certified_key};
+pub use pem::{Leaf, PemError, certificates, certified_key, revocations, root_store};
+pub use sds::{Delivered, DeliveredSecrets, SdsAuthority};
 pub use spiffe::SpiffeId;
+pub use stats::{Fault, SslStats};
 
 /// Where certificates are published.
 pub type SharedCredentials = Arc<ArcSwap<Credentials>>;
 
-/// Every identity of the node and the mesh's roots, as of one moment.
-#[derive(Debug, Default)]
+/// Every identity of the node, the mesh's roots, and what contexts find in files and at servers of
+/// secrets, as of one moment.
+#[derive(Debug, Clone, Default)]
 pub struct Credentials {
     /// Grows with every change: what was made of older ones is made anew.
     pub generation: u64,
@@ -38,6 +45,20 @@ pub struct Credentials {
     pub identities: HashMap<SpiffeId, Arc<Identity>>,
     /// Who may sign identities of the mesh; `None`: not known yet.
     pub roots: Option<Arc<RootCertStore>>,
+    /// What files hold.
+    pub files: Arc<HashMap<Material, files::Read>>,
+    /// What secret discovery servers delivered, apart from the configuration's own stream.
+    pub secrets: Arc<HashMap<(SecretServer, Name), Arc<Secret>>>,
+}
+
+/// Publishes a change.
+pub(crate) fn update(shared: &SharedCredentials, change: impl Fn(&mut Credentials)) {
+    shared.rcu(|current| {
+        let mut next = Credentials::clone(current);
+        next.generation += 1;
+        change(&mut next);
+        next
+    });
 }
 
 /// A certificate of an identity, and its key.
@@ -47,12 +68,6 @@ pub struct Identity {
     pub id: SpiffeId,
     /// What is shown and signed with.
     pub key: Arc<CertifiedKey>,
-    /// When it begins to be valid.
-    pub not_before: SystemTime,
-    /// When it ends to be.
-    pub not_after: SystemTime,
-    /// Who signed it.
-    pub issuer: String,
-    /// Its number.
-    pub serial: String,
+    /// What the certificate says.
+    pub leaf: Leaf,
 }

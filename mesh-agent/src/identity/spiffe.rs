@@ -16,6 +16,12 @@ impl SpiffeId {
         Self(format!("spiffe://{trust_domain}/ns/{namespace}/sa/{account}").into())
     }
 
+    /// The namespace and the service account.
+    pub fn namespace_and_account(&self) -> Option<(&str, &str)> {
+        let (_, rest) = self.0.split_once("/ns/")?;
+        rest.split_once("/sa/")
+    }
+
     /// As text.
     pub fn name(&self) -> &Arc<str> {
         &self.0
@@ -24,6 +30,13 @@ impl SpiffeId {
     /// As a text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+#[cfg(test)]
+impl From<&str> for SpiffeId {
+    fn from(id: &str) -> Self {
+        Self(id.into())
     }
 }
 

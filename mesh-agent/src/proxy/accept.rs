@@ -20,11 +20,12 @@ use super::record::ConnectionRecord;
 use super::sniff::{Looking, Prefixed, sniff};
 use super::stats::count;
 use super::stream::Stream;
-use super::tls::{Peer, report};
+use super::tls::{Peer, report, take_refused};
 use super::worker::{Context, reset};
 use super::{ListenerKind, authz, hbone, http, tcp, upstream};
 
-/// How long a client may take for its TLS handshake (Istio: `transport_socket_connect_timeout`).
+/// How long a client may take for its TLS handshake unless its chain says otherwise (Envoy:
+/// `transport_socket_connect_timeout`, for ever by default; Istio sends this).
 const HANDSHAKE: Duration = Duration::from_secs(15);
 
 /// A caught connection.
@@ -175,18 +176,25 @@ async fn listened(
             )
         }
         DownstreamTransport::Tls(tls) => {
-            let id = context.tls.identity(&caught.pod.workload);
-            let accepting = context
-                .tls
-                .accept(tls, &id, &facts.application_protocols, stream);
-            let accepted = tokio::time::timeout(HANDSHAKE, accepting)
+            let accepting =
+                context
+                    .tls
+                    .accept(tls, &caught.pod, &facts.application_protocols, stream);
+            let patience = tls.handshake_timeout.unwrap_or(HANDSHAKE);
+            let accepted = tokio::time::timeout(patience, accepting)
                 .await
                 .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+            let refused = take_refused();
+            let stats = &context.shared.stats.ssl;
             match accepted {
-                Ok((stream, peer)) => (Prefixed::new(stream), peer),
+                Ok((stream, peer)) => {
+                    stats.stands(stream.is_resumed());
+                    (Prefixed::new(stream), peer)
+                }
                 Err(error) => {
-                    count(&context.shared.stats.ssl_connection_error);
-                    report::downstream(&id, caught.peer, &listener.name, &error);
+                    stats.failed(refused.as_ref().map(|refused| refused.fault), &error);
+                    let id = context.tls.identity(&caught.pod.workload);
+                    report::downstream(&id, caught.peer, &listener.name, refused.as_ref(), &error);
                     return;
                 }
             }

@@ -126,6 +126,7 @@ impl Proxy {
         let stats = Arc::new(ProxyStats::default());
         let access_log = AccessLogWriter::start()?;
         let requests = Arc::new(RequestMetrics::default());
+        let tls = Arc::new(tls::Store::default());
         let workers = (0..concurrency.max(1))
             .map(|index| {
                 let shared = Shared {
@@ -136,6 +137,7 @@ impl Proxy {
                     trust_domain: trust_domain.clone(),
                     access_log: access_log.logger(),
                     requests: requests.clone(),
+                    tls: tls.clone(),
                 };
                 let (commands, receiver) = mpsc::unbounded_channel();
                 let thread = thread::Builder::new()

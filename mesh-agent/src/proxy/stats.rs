@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::identity::SslStats;
+
 pub use super::hbone::stats::HboneStats;
 
 /// Counters and gauges; every increment is relaxed.
@@ -11,8 +13,10 @@ pub struct ProxyStats {
     pub downstream_cx_total: AtomicU64,
     /// Connections open.
     pub downstream_cx_active: AtomicU64,
-    /// TLS handshakes with clients that failed.
-    pub ssl_connection_error: AtomicU64,
+    /// TLS handshakes with clients.
+    pub ssl: SslStats,
+    /// Connections broken off because their peer is trusted no more.
+    pub ssl_trust_withdrawn: AtomicU64,
     /// Connections accepted that no kernel program had redirected.
     pub no_original_dst: AtomicU64,
     /// Connections no listener or filter chain took.

@@ -7,10 +7,9 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsStream;
 
 use super::hbone::Tunnelled;
-use super::sniff::Prefixed;
+use super::tls::Secured;
 use super::worker;
 
 /// A connection.
@@ -19,7 +18,7 @@ pub(super) enum Stream {
     /// Its bytes are the application's.
     Plain(TcpStream),
     /// They are encrypted.
-    Tls(Box<TlsStream<Prefixed<TcpStream>>>),
+    Tls(Box<Secured>),
     /// They are a stream of an HBONE tunnel.
     Tunnelled(Box<Tunnelled>),
 }
@@ -29,7 +28,7 @@ impl Stream {
     pub(super) fn local_addr(&self) -> Option<SocketAddr> {
         match self {
             Self::Plain(tcp) => tcp.local_addr().ok(),
-            Self::Tls(tls) => tls.get_ref().0.get_ref().local_addr().ok(),
+            Self::Tls(tls) => tls.session.get_ref().0.get_ref().local_addr().ok(),
             Self::Tunnelled(_) => None,
         }
     }
@@ -38,7 +37,7 @@ impl Stream {
     pub(super) fn reset(&mut self) {
         match self {
             Self::Plain(tcp) => worker::reset(tcp),
-            Self::Tls(tls) => worker::reset(tls.get_ref().0.get_ref()),
+            Self::Tls(tls) => worker::reset(tls.session.get_ref().0.get_ref()),
             Self::Tunnelled(tunnelled) => tunnelled.reset(),
         }
     }
@@ -49,9 +48,21 @@ impl Stream {
         // An error of the wait itself is the end of the connection, too.
         match self {
             Self::Plain(tcp) => drop(tcp.ready(Interest::ERROR).await),
-            Self::Tls(tls) => drop(tls.get_ref().0.get_ref().ready(Interest::ERROR).await),
+            Self::Tls(tls) => drop(
+                tls.session
+                    .get_ref()
+                    .0
+                    .get_ref()
+                    .ready(Interest::ERROR)
+                    .await,
+            ),
             Self::Tunnelled(tunnelled) => tunnelled.was_reset().await,
         }
+    }
+
+    /// Whether an earlier TLS session goes on in it.
+    pub(super) fn is_resumed(&self) -> bool {
+        matches!(self, Self::Tls(tls) if tls.resumed)
     }
 
     /// Whether the peer neither closed the connection nor said anything that was not read yet.
@@ -64,7 +75,9 @@ impl Stream {
                 let mut byte = [0];
                 let mut buf = ReadBuf::new(&mut byte);
                 let mut cx = Context::from_waker(Waker::noop());
-                Pin::new(tls).poll_read(&mut cx, &mut buf).is_pending()
+                Pin::new(&mut tls.session)
+                    .poll_read(&mut cx, &mut buf)
+                    .is_pending()
             }
             Self::Tunnelled(tunnelled) => tunnelled.is_quiet(),
         }
@@ -79,7 +92,7 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(&mut tls.session).poll_read(cx, buf),
             Self::Tunnelled(tunnelled) => Pin::new(tunnelled).poll_read(cx, buf),
         }
     }
@@ -93,7 +106,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
-            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            Self::Tls(tls) => Pin::new(&mut tls.session).poll_write(cx, buf),
             Self::Tunnelled(tunnelled) => Pin::new(tunnelled).poll_write(cx, buf),
         }
     }
@@ -105,7 +118,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
-            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+            Self::Tls(tls) => Pin::new(&mut tls.session).poll_write_vectored(cx, bufs),
             Self::Tunnelled(tunnelled) => Pin::new(tunnelled).poll_write_vectored(cx, bufs),
         }
     }
@@ -117,14 +130,14 @@ impl AsyncWrite for Stream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(_) | Self::Tunnelled(_) => Poll::Ready(Ok(())),
-            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(&mut tls.session).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(&mut tls.session).poll_shutdown(cx),
             Self::Tunnelled(tunnelled) => Pin::new(tunnelled).poll_shutdown(cx),
         }
     }

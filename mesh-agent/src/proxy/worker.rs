@@ -25,7 +25,7 @@ use super::http::pool::Pool;
 use super::local::LocalPods;
 use super::stats::count;
 use super::tcp::TcpPool;
-use super::tls::Contexts;
+use super::tls::{Contexts, Store};
 use super::{ListenerKind, OriginalDst, PodListener, ProxyStats, accept};
 
 /// How often idle connections are looked at: whether the upstream closed them, or they were idle
@@ -53,6 +53,7 @@ pub(super) struct Shared {
     pub(super) trust_domain: Arc<str>,
     pub(super) access_log: AccessLogger,
     pub(super) requests: Arc<RequestMetrics>,
+    pub(super) tls: Arc<Store>,
 }
 
 impl Shared {
@@ -107,7 +108,12 @@ pub(super) fn run(shared: Shared, commands: mpsc::UnboundedReceiver<Command>) {
 
 async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
     let (drain, draining) = watch::channel(false);
-    let tls = Contexts::new(shared.credentials.clone(), shared.trust_domain.clone());
+    let tls = Contexts::new(
+        shared.credentials.clone(),
+        shared.snapshots.clone(),
+        shared.trust_domain.clone(),
+        shared.tls.clone(),
+    );
     let (watch, changes) = hbone::Watch::new();
     let hbone = Hbone::new(&shared.trust_domain, changes);
     let requests = Recorder::new(shared.requests.clone());
@@ -133,6 +139,8 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
                 None => break,
             },
             _ = sweep.tick() => {
+                let closed = context.tls.review() as u64;
+                context.shared.stats.ssl_trust_withdrawn.fetch_add(closed, Ordering::Relaxed);
                 let generation = context.tls.generation();
                 context.hbone.tunnels.sweep(generation);
                 context.pool.borrow_mut().forget_closed(generation);

@@ -11,6 +11,7 @@ use crate::config::model::Name;
 use crate::config::model::cluster::Cluster;
 use crate::config::model::endpoint::{Health, LoadAssignment, Locality};
 use crate::config::model::tls::UpstreamTransport;
+use crate::identity::SslStats;
 use crate::telemetry::histogram::Histogram;
 
 use super::balancer::{Balancer, Settings};
@@ -176,8 +177,8 @@ pub struct ClusterStats {
     pub upstream_cx_connect_fail: AtomicU64,
     /// Connects that took too long.
     pub upstream_cx_connect_timeout: AtomicU64,
-    /// TLS handshakes that failed.
-    pub ssl_connection_error: AtomicU64,
+    /// TLS handshakes.
+    pub ssl: SslStats,
     /// Connections given up after the last configured attempt.
     pub upstream_cx_connect_attempts_exceeded: AtomicU64,
     /// Connections refused by the circuit breaker.

@@ -271,7 +271,7 @@ fn compile_cluster(
                 .take(if first_only { 1 } else { usize::MAX })
                 .map(|ip| SocketAddr::new(*ip, *port))
                 .collect(),
-            (Address::Hostname { .. }, None) => Vec::new(),
+            (Address::Hostname { .. }, None) | (Address::Pipe(_), _) => Vec::new(),
         }
     };
     let priorities = assignment

@@ -14,6 +14,7 @@ use crate::config::model::cluster::Cluster;
 use crate::config::model::endpoint::LoadAssignment;
 use crate::config::model::listener::Listener;
 use crate::config::model::route::RouteConfiguration;
+use crate::config::model::secret::Secret;
 
 /// All resources of one view. A clone shares the maps that do not change.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +27,8 @@ pub struct ResourceSet {
     pub clusters: Arc<BTreeMap<Name, Resource<Cluster>>>,
     /// By cluster or EDS service name. Inline ones are in their clusters.
     pub endpoints: Arc<BTreeMap<Name, Resource<LoadAssignment>>>,
+    /// By secret name.
+    pub secrets: Arc<BTreeMap<Name, Resource<Secret>>>,
 }
 
 impl ResourceSet {
@@ -35,6 +38,7 @@ impl ResourceSet {
             && self.routes.is_empty()
             && self.clusters.is_empty()
             && self.endpoints.is_empty()
+            && self.secrets.is_empty()
     }
 
     /// These, and of the others what has a name of its own.
@@ -57,6 +61,7 @@ impl ResourceSet {
             routes: over(&self.routes, &others.routes),
             clusters: over(&self.clusters, &others.clusters),
             endpoints: over(&self.endpoints, &others.endpoints),
+            secrets: over(&self.secrets, &others.secrets),
         }
     }
 }

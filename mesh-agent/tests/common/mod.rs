@@ -9,6 +9,7 @@ pub(crate) mod hbone;
 pub(crate) mod raw_grpc;
 pub(crate) mod resources;
 pub(crate) mod scene;
+pub(crate) mod tls;
 pub(crate) mod traffic;
 
 use std::fmt::Write as _;

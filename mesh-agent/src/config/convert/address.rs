@@ -84,6 +84,14 @@ pub(super) fn address(
     }
 }
 
+/// A Unix socket.
+pub(super) fn pipe(message: Option<&core::Address>) -> Option<Address> {
+    match message?.address.as_ref()? {
+        Kind::Pipe(pipe) if !pipe.path.is_empty() => Some(Address::Pipe(pipe.path.as_str().into())),
+        _ => None,
+    }
+}
+
 /// A literal address.
 pub(super) fn literal(
     message: Option<&core::Address>,

@@ -143,7 +143,10 @@ fn endpoint(
             })) => (Address::Socket(destination), waypoint),
             Ok(None) => {
                 let address = endpoint.address.as_ref();
-                (address::address(address, names, &at, problems)?, None)
+                match address::pipe(address) {
+                    Some(pipe) => (pipe, None),
+                    None => (address::address(address, names, &at, problems)?, None),
+                }
             }
             Ok(Some(Internal::Inbound)) | Err(()) => return None,
         };

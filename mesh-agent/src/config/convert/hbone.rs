@@ -246,6 +246,7 @@ pub(super) fn terminate(
     };
     let transport = tls::downstream(
         chain.transport_socket.as_ref(),
+        None,
         "filter_chains[0].transport_socket",
         problems,
     )?;

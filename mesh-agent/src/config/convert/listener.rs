@@ -201,8 +201,15 @@ fn filter_chain(
         Some(matcher) => chain_match(matcher, &format!("{path}.filter_chain_match"), problems),
         None => FilterChainMatch::default(),
     };
+    let handshake_timeout = timeout(
+        message.transport_socket_connect_timeout.as_ref(),
+        None,
+        &format!("{path}.transport_socket_connect_timeout"),
+        problems,
+    );
     let transport = tls::downstream(
         message.transport_socket.as_ref(),
+        handshake_timeout,
         &format!("{path}.transport_socket"),
         problems,
     );

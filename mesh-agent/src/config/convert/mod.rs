@@ -19,6 +19,7 @@ mod network_rbac;
 mod outlier;
 mod retry;
 mod route;
+mod secret;
 mod service;
 mod tls;
 mod typed;
@@ -39,6 +40,7 @@ pub use cluster::cluster;
 pub use endpoint::load_assignment;
 pub use listener::listener;
 pub use route::route_configuration;
+pub use secret::secret;
 
 /// Network filters of listeners and clusters accepted without effect: they only feed Istio's own
 /// telemetry.

@@ -4,10 +4,10 @@
 //! never sent or taken in the clear instead.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::cluster::TransportSocketMatch;
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
@@ -16,14 +16,13 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::tls_paramete
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{Any, Struct};
 
-use crate::config::model::Name;
 use crate::config::model::tls::{
     CertificateSource, CipherSuite, CommonTls, Data, DownstreamTls, DownstreamTransport, Metadata,
     MetadataValue, NameKind, NameMatcher, TlsVersion, TransportMatch, TrustSource, UpstreamTls,
     UpstreamTransport, Validation,
 };
 
-use super::{Problems, decode, hbone, matcher, type_name};
+use super::{Problems, decode, hbone, matcher, secret, type_name};
 
 const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 const INTERNAL_UPSTREAM: &str =
@@ -69,6 +68,7 @@ pub(super) fn upstream(
 /// The transport of a filter chain.
 pub(super) fn downstream(
     socket: Option<&core::TransportSocket>,
+    handshake_timeout: Option<Duration>,
     path: &str,
     problems: &mut Problems,
 ) -> Option<DownstreamTransport> {
@@ -92,10 +92,9 @@ pub(super) fn downstream(
         .as_ref()
         .is_some_and(|value| value.value);
     if require_client_certificate
-        && common
-            .validation
-            .as_ref()
-            .is_none_or(|validation| validation.trust == TrustSource::None)
+        && common.validation.as_ref().is_none_or(|validation| {
+            validation.trust == TrustSource::None && validation.secret.is_none()
+        })
     {
         problems.hint(
             format!("{path}.require_client_certificate"),
@@ -106,6 +105,7 @@ pub(super) fn downstream(
     Some(DownstreamTransport::Tls(Arc::new(DownstreamTls {
         common,
         require_client_certificate,
+        handshake_timeout,
     })))
 }
 
@@ -308,33 +308,29 @@ fn certificate(
     match (inline, secrets) {
         ([], []) => Some(CertificateSource::None),
         ([one], []) => {
-            let path = format!("{path}.tls_certificates[0]");
-            let chain = format!("{path}.certificate_chain");
-            let key = format!("{path}.private_key");
-            Some(CertificateSource::Data {
-                chain: data(one.certificate_chain.as_ref(), &chain, problems)?,
-                key: data(one.private_key.as_ref(), &key, problems)?,
-            })
+            let (chain, key) =
+                secret::certificate(one, &format!("{path}.tls_certificates[0]"), problems)?;
+            Some(CertificateSource::Data { chain, key })
         }
-        ([], [secret]) => Some(match &*secret.name {
-            WORKLOAD_SECRET => CertificateSource::Workload,
-            name => match name.strip_prefix(FILE_CERTIFICATE) {
-                Some(files) => {
+        ([], [secret]) => {
+            let path = format!("{path}.tls_certificate_sds_secret_configs[0]");
+            let secret = secret::reference(secret, &path, problems)?;
+            match (&*secret.name, secret.name.strip_prefix(FILE_CERTIFICATE)) {
+                (WORKLOAD_SECRET, _) if !secret.is_delivered() => Some(CertificateSource::Workload),
+                (_, Some(files)) => {
                     let Some((chain, key)) = files.split_once('~') else {
-                        problems.push(
-                            format!("{path}.tls_certificate_sds_secret_configs[0].name"),
-                            format!("{name:?} is not file-cert:CHAIN~KEY"),
-                        );
+                        let reason = format!("{:?} is not file-cert:CHAIN~KEY", secret.name);
+                        problems.push(format!("{path}.name"), reason);
                         return None;
                     };
-                    CertificateSource::Data {
+                    Some(CertificateSource::Data {
                         chain: Data::File(chain.into()),
                         key: Data::File(key.into()),
-                    }
+                    })
                 }
-                None => CertificateSource::Secret(secret_name(secret, path, problems)?),
-            },
-        }),
+                _ => Some(CertificateSource::Secret(secret.reference())),
+            }
+        }
         _ => {
             problems.push(
                 format!("{path}.tls_certificates"),
@@ -343,14 +339,6 @@ fn certificate(
             None
         }
     }
-}
-
-fn secret_name(secret: &pb::SdsSecretConfig, path: &str, problems: &mut Problems) -> Option<Name> {
-    if secret.name.is_empty() {
-        problems.push(format!("{path}: secret"), "a name is missing");
-        return None;
-    }
-    Some(secret.name.as_str().into())
 }
 
 /// `None`: something is wrong; `Some(None)`: nothing is validated.
@@ -366,20 +354,20 @@ fn validation(
             checks(context, &path, problems).map(Some)
         }
         Some(ValidationContextType::ValidationContextSdsSecretConfig(secret)) => {
-            Some(Some(Validation {
-                trust: trust(secret, path, problems)?,
-                names: Vec::new(),
-                crl: None,
-            }))
+            let path = format!("{path}.validation_context_sds_secret_config");
+            let mut checks = Validation::default();
+            trust(secret, &path, &mut checks, problems)?;
+            Some(Some(checks))
         }
         Some(ValidationContextType::CombinedValidationContext(combined)) => {
             let default = pb::CertificateValidationContext::default();
             let context = combined.default_validation_context.as_ref();
-            let nested = format!("{path}.combined_validation_context.default_validation_context");
+            let path = format!("{path}.combined_validation_context");
+            let nested = format!("{path}.default_validation_context");
             let mut checks = checks(context.unwrap_or(&default), &nested, problems)?;
-            // Envoy merges the two; what is discovered wins.
             if let Some(secret) = &combined.validation_context_sds_secret_config {
-                checks.trust = trust(secret, path, problems)?;
+                let path = format!("{path}.validation_context_sds_secret_config");
+                trust(secret, &path, &mut checks, problems)?;
             }
             Some(Some(checks))
         }
@@ -393,33 +381,49 @@ fn validation(
     }
 }
 
-fn trust(secret: &pb::SdsSecretConfig, path: &str, problems: &mut Problems) -> Option<TrustSource> {
-    Some(match &*secret.name {
-        ROOT_SECRET => TrustSource::Mesh,
-        name => match name.strip_prefix(FILE_ROOTS) {
-            Some(file) => TrustSource::Data(Data::File(file.into())),
-            None => TrustSource::Secret(secret_name(secret, path, problems)?),
-        },
-    })
+/// Envoy merges what a secret says into the context; here it says where the secret is.
+fn trust(
+    secret: &pb::SdsSecretConfig,
+    path: &str,
+    checks: &mut Validation,
+    problems: &mut Problems,
+) -> Option<()> {
+    let secret = secret::reference(secret, path, problems)?;
+    match (&*secret.name, secret.name.strip_prefix(FILE_ROOTS)) {
+        (ROOT_SECRET, _) if !secret.is_delivered() => checks.trust = TrustSource::Mesh,
+        (_, Some(file)) => checks.trust = TrustSource::Data(Data::File(file.into())),
+        _ => checks.secret = Some(secret.reference()),
+    }
+    Some(())
 }
 
-fn checks(
+pub(super) fn checks(
     message: &pb::CertificateValidationContext,
     path: &str,
     problems: &mut Problems,
 ) -> Option<Validation> {
-    let trusted = format!("{path}.trusted_ca");
-    let revoked = format!("{path}.crl");
+    let crl = match &message.crl {
+        Some(source) => Some(secret::revocations(
+            source,
+            &format!("{path}.crl"),
+            problems,
+        )?),
+        None => None,
+    };
+    let trust = match (&message.trusted_ca, &message.custom_validator_config) {
+        (_, Some(custom)) => secret::domains(custom, path, problems)?,
+        (Some(source), None) => TrustSource::Data(secret::roots(
+            source,
+            &format!("{path}.trusted_ca"),
+            problems,
+        )?),
+        (None, None) => TrustSource::None,
+    };
     Some(Validation {
-        trust: match &message.trusted_ca {
-            Some(source) => TrustSource::Data(data(Some(source), &trusted, problems)?),
-            None => TrustSource::None,
-        },
+        trust,
         names: names(message, path, problems),
-        crl: match &message.crl {
-            Some(source) => Some(data(Some(source), &revoked, problems)?),
-            None => None,
-        },
+        crl,
+        secret: None,
     })
 }
 
@@ -465,22 +469,6 @@ fn names(
         }
     }
     names
-}
-
-fn data(source: Option<&core::DataSource>, path: &str, problems: &mut Problems) -> Option<Data> {
-    match source.and_then(|source| source.specifier.as_ref()) {
-        Some(Specifier::Filename(file)) if !file.is_empty() => Some(Data::File(file.into())),
-        Some(Specifier::InlineBytes(bytes)) => Some(Data::Inline(bytes.as_slice().into())),
-        Some(Specifier::InlineString(text)) => Some(Data::Inline(text.as_bytes().into())),
-        Some(Specifier::EnvironmentVariable(_)) => {
-            problems.push(path, "environment_variable is not supported: use filename");
-            None
-        }
-        _ => {
-            problems.push(path, "is missing: filename, inline_bytes or inline_string");
-            None
-        }
-    }
 }
 
 #[cfg(test)]
@@ -567,7 +555,7 @@ mod tests {
         let mut problems = Problems::default();
         let open = json!({ "require_client_certificate": true,
             "common_tls_context": { "tls_certificate_sds_secret_configs": [{ "name": "default" }] } });
-        downstream(Some(&socket(DOWNSTREAM, open)), "t", &mut problems);
+        downstream(Some(&socket(DOWNSTREAM, open)), None, "t", &mut problems);
         assert_eq!(problems.0.len(), 1, "trusting everybody is no requirement");
     }
 

@@ -45,8 +45,7 @@ pub fn any_endpoint() -> Arc<UpstreamTls> {
     static ANY: LazyLock<Arc<UpstreamTls>> = LazyLock::new(|| {
         let trust = Validation {
             trust: TrustSource::Mesh,
-            names: Vec::new(),
-            crl: None,
+            ..Validation::default()
         };
         Arc::new(upstream(CertificateSource::Workload, trust))
     });
@@ -58,8 +57,7 @@ pub fn upstream_of(context: &UpstreamTls) -> Arc<UpstreamTls> {
     let common = &context.common;
     let trust = common.validation.clone().unwrap_or(Validation {
         trust: TrustSource::Mesh,
-        names: Vec::new(),
-        crl: None,
+        ..Validation::default()
     });
     Arc::new(upstream(common.certificate.clone(), trust))
 }
@@ -83,11 +81,12 @@ pub fn downstream(trust_domain: &str) -> DownstreamTls {
                 ignore_case: false,
             },
         }],
-        crl: None,
+        ..Validation::default()
     };
     DownstreamTls {
         common: common(CertificateSource::Workload, trust),
         require_client_certificate: true,
+        handshake_timeout: None,
     }
 }
 
@@ -99,6 +98,7 @@ pub fn downstream_of(context: &DownstreamTls) -> DownstreamTls {
             ..common_without_trust(context.common.certificate.clone())
         },
         require_client_certificate: true,
+        handshake_timeout: None,
     }
 }
 

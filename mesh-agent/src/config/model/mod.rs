@@ -19,6 +19,7 @@ pub mod outlier;
 pub mod response_flag;
 pub mod retry;
 pub mod route;
+pub mod secret;
 pub mod tls;
 pub mod workload;
 
@@ -41,6 +42,8 @@ pub enum Address {
         /// The port.
         port: u16,
     },
+    /// A Unix socket: of a discovery server; no traffic goes there.
+    Pipe(Arc<str>),
 }
 
 impl Address {
@@ -48,7 +51,7 @@ impl Address {
     pub fn socket(&self) -> Option<SocketAddr> {
         match self {
             Self::Socket(address) => Some(*address),
-            Self::Hostname { .. } => None,
+            Self::Hostname { .. } | Self::Pipe(_) => None,
         }
     }
 }
@@ -58,6 +61,7 @@ impl fmt::Display for Address {
         match self {
             Self::Socket(address) => address.fmt(f),
             Self::Hostname { host, port } => write!(f, "{host}:{port}"),
+            Self::Pipe(path) => write!(f, "unix:{path}"),
         }
     }
 }

@@ -5,9 +5,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Name;
 use super::matcher::StringMatcher;
+use super::secret::{Material, SecretRef};
 
 /// How an upstream connection is secured.
 #[derive(Debug, Clone, Default)]
@@ -47,6 +49,8 @@ pub struct DownstreamTls {
     pub common: CommonTls,
     /// A client without a certificate is refused.
     pub require_client_certificate: bool,
+    /// How long a handshake may take (Envoy: `FilterChain.transport_socket_connect_timeout`).
+    pub handshake_timeout: Option<Duration>,
 }
 
 /// Envoy's `CommonTlsContext`.
@@ -101,21 +105,22 @@ pub enum CertificateSource {
         /// The key, in PEM.
         key: Data,
     },
-    /// A secret of this name, by secret discovery.
-    Secret(Name),
+    /// A secret that is delivered.
+    Secret(SecretRef),
 }
 
 /// Where the certificates of trusted authorities are found.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub enum TrustSource {
+    #[default]
     /// There are none: every chain is accepted, as Envoy does.
     None,
     /// The mesh's roots (istiod calls them `ROOTCA`).
     Mesh,
     /// In this.
     Data(Data),
-    /// A validation context of this name, by secret discovery.
-    Secret(Name),
+    /// By the trust domain of the peer's SPIFFE id (Envoy: `envoy.tls.cert_validator.spiffe`).
+    Domains(Arc<[(Arc<str>, Data)]>),
 }
 
 /// Bytes that are given or lie in a file.
@@ -128,7 +133,7 @@ pub enum Data {
 }
 
 /// Envoy's `CertificateValidationContext`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Validation {
     /// Who may have signed.
     pub trust: TrustSource,
@@ -136,6 +141,8 @@ pub struct Validation {
     pub names: Vec<NameMatcher>,
     /// Revoked certificates.
     pub crl: Option<Data>,
+    /// What is delivered, and merged into the rest.
+    pub secret: Option<SecretRef>,
 }
 
 /// Envoy's `SubjectAltNameMatcher`.
@@ -190,6 +197,34 @@ pub enum MetadataValue {
     Number(f64),
     /// True or false.
     Truth(bool),
+}
+
+impl CommonTls {
+    /// The secrets it needs: of its certificate, and of its validation.
+    pub fn secrets(&self) -> [Option<&SecretRef>; 2] {
+        let certificate = match &self.certificate {
+            CertificateSource::Secret(secret) => Some(secret),
+            _ => None,
+        };
+        let validation = self.validation.as_ref();
+        [
+            certificate,
+            validation.and_then(|validation| validation.secret.as_ref()),
+        ]
+    }
+
+    /// What it reads from files.
+    pub fn files(&self) -> impl Iterator<Item = Material> {
+        let certificate = match &self.certificate {
+            CertificateSource::Data { chain, key } => Some(Material::certificate(chain, key)),
+            _ => None,
+        };
+        let validation = self.validation.iter().flat_map(Validation::materials);
+        certificate
+            .into_iter()
+            .chain(validation)
+            .filter(Material::is_in_files)
+    }
 }
 
 impl UpstreamTransport {

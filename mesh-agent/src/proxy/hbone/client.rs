@@ -90,7 +90,7 @@ pub(in crate::proxy) async fn connect(
         });
     if let Err(error) = &result {
         count(&context.shared.stats.hbone.connect_fail);
-        if let Some(omitted) = report::permitted() {
+        if let Some(omitted) = report::permitted("tunnel") {
             let id = context.tls.identity(&caught.pod.workload);
             let cluster = &cluster.config.name;
             tracing::warn!(%id, %destination, %gateway, %cluster, %error, omitted, "no stream through a tunnel");
@@ -108,11 +108,7 @@ async fn open(
     caught: &Caught,
     options: &Options,
 ) -> io::Result<Tunnelled> {
-    let id = context.tls.identity(&caught.pod.workload);
-    let config = context
-        .tls
-        .client(tls, &id, None)
-        .map_err(io::Error::other)?;
+    let config = context.tls.client(tls, &caught.pod, None)?;
     let key = Key {
         netns: caught.pod.netns.cookie(),
         gateway,

@@ -20,7 +20,7 @@ use crate::identity::{Credentials, SpiffeId};
 use crate::proxy::sniff::Prefixed;
 use crate::proxy::stats::count;
 use crate::proxy::stream::Stream;
-use crate::proxy::tls::{Peer, report};
+use crate::proxy::tls::{Peer, report, take_refused};
 use crate::proxy::worker::{Context, reset};
 use crate::workload::Pod;
 
@@ -106,9 +106,10 @@ pub(in crate::proxy) async fn serve(context: Rc<Context>, pod: Arc<Pod>, tcp: Tc
         .unwrap_or_else(|| context.hbone.downstream.clone());
     let id = context.tls.identity(&pod.workload);
     let credentials = context.tls.current();
-    let accepted = tokio::time::timeout(HANDSHAKE, accept(&context, &tls, &id, tcp))
+    let accepted = tokio::time::timeout(HANDSHAKE, accept(&context, &tls, &pod, tcp))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let refused = take_refused();
     drop(handshake);
     match accepted {
         Ok((connection, peer)) => {
@@ -125,8 +126,9 @@ pub(in crate::proxy) async fn serve(context: Rc<Context>, pod: Arc<Pod>, tcp: Tc
             run(Rc::new(tunnel), connection).await;
         }
         Err(error) => {
-            count(&context.shared.stats.ssl_connection_error);
-            report::downstream(&id, from, "hbone", &error);
+            let fault = refused.as_ref().map(|refused| refused.fault);
+            context.shared.stats.ssl.failed(fault, &error);
+            report::downstream(&id, from, "hbone", refused.as_ref(), &error);
         }
     }
 }
@@ -134,17 +136,20 @@ pub(in crate::proxy) async fn serve(context: Rc<Context>, pod: Arc<Pod>, tcp: Tc
 async fn accept(
     context: &Context,
     tls: &Arc<DownstreamTls>,
-    id: &SpiffeId,
+    pod: &Arc<Pod>,
     tcp: TcpStream,
 ) -> io::Result<(Connection<Session, Bytes>, Peer)> {
     let offered = [ALPN.to_owned()];
     let (stream, peer) = context
         .tls
-        .accept(tls, id, &offered, Prefixed::new(tcp))
+        .accept(tls, pod, &offered, Prefixed::new(tcp))
         .await?;
-    let Stream::Tls(session) = stream else {
+    context.shared.stats.ssl.stands(stream.is_resumed());
+    // The tunnel looks at its client's trust itself.
+    let Stream::Tls(secured) = stream else {
         return Err(io::Error::other("a tunnel is encrypted"));
     };
+    let session = secured.session;
     if session.get_ref().1.alpn_protocol() != Some(ALPN.as_bytes()) {
         return Err(io::Error::other("it does not speak HTTP/2 (ALPN h2)"));
     }
@@ -155,7 +160,7 @@ async fn accept(
         let text = format!("its certificate names {ids} URIs; an identity is exactly one");
         return Err(io::Error::other(text));
     }
-    let connection = builder().handshake(*session).await.map_err(told)?;
+    let connection = builder().handshake(session).await.map_err(told)?;
     Ok((connection, peer))
 }
 
@@ -244,7 +249,7 @@ impl Tunnel {
         };
         if !alike(&now, &self.credentials) {
             let known = self.peer.certificate.as_deref();
-            if !known.is_some_and(|known| self.context.tls.admits(&self.tls, known)) {
+            if !known.is_some_and(|known| self.context.tls.admits(&self.tls, &self.pod, known)) {
                 return Standing::Revoked;
             }
         }

@@ -13,7 +13,7 @@ use crate::proxy::hbone;
 use crate::proxy::lb::Target;
 use crate::proxy::stats::count;
 use crate::proxy::stream::Stream;
-use crate::proxy::tls::{Offer, report};
+use crate::proxy::tls::{Offer, report, take_refused};
 use crate::proxy::upstream::{self, Options};
 use crate::proxy::worker::Context;
 use crate::snapshot::ClusterView;
@@ -95,15 +95,20 @@ async fn secured(
         UpstreamTransport::Tls(tls) => tls,
     };
     let stream = upstream::connect(&caught.pod, address, options).await?;
-    let id = context.tls.identity(&caught.pod.workload);
     let left = options.timeout.saturating_sub(start.elapsed());
-    let connected = tokio::time::timeout(left, context.tls.connect(tls, &id, offer, stream))
+    let connecting = context.tls.connect(tls, &caught.pod, offer, stream);
+    let connected = tokio::time::timeout(left, connecting)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    if let Err(error) = &connected {
-        let stats = &cluster.state.stats;
-        count(&stats.ssl_connection_error);
-        report::upstream(&id, address, cluster, error);
+    let refused = take_refused();
+    let stats = &cluster.state.stats.ssl;
+    match &connected {
+        Ok(stream) => stats.stands(stream.is_resumed()),
+        Err(error) => {
+            stats.failed(refused.as_ref().map(|refused| refused.fault), error);
+            let id = context.tls.identity(&caught.pod.workload);
+            report::upstream(&id, address, cluster, refused.as_ref(), error);
+        }
     }
     connected
 }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustls_pki_types::UnixTime;
-use webpki::KeyUsage;
 
 use crate::config::model::tls::{
     CertificateSource, CommonTls, DownstreamTls, TrustSource, UpstreamTls,
 };
 use crate::identity::SpiffeId;
 
-use super::{Certificate, Contexts, Offer, Peer, config};
+use super::peer::Role;
+use super::{Certificate, Contexts, Offer, Peer, config, take_refused};
 
 impl Contexts {
     /// The server's view of the client, if each side's context accepts the certificate that the
@@ -33,19 +33,20 @@ impl Contexts {
                 .duration_since(SystemTime::UNIX_EPOCH)
                 .ok()?,
         );
-        let judged = |common: &CommonTls, id: &SpiffeId, usage: KeyUsage| {
-            let chain = &credentials.identities.get(id)?.key.cert;
-            let (leaf, between) = chain.split_first()?;
-            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-            let verifier = config::verifier(common, &credentials, provider, true).ok()?;
-            verifier.judge(leaf, between, now, usage).ok()?;
+        let judged = |common: &CommonTls, own: &SpiffeId, peer: &SpiffeId, role: Role| {
+            let chain = &credentials.identities.get(peer)?.key.cert;
+            let verifier = self.cache.verifier(common, own, &credentials).ok()?;
+            let judged = verifier.judge(chain, now, role);
+            // A handshake tells who is refused.
+            take_refused();
+            judged.ok()?;
             Some(chain.clone())
         };
-        judged(&client.common, server_id, KeyUsage::server_auth())?;
+        judged(&client.common, client_id, server_id, Role::Server)?;
         let asked = server.common.validation.is_some();
         let certificate = match asked {
             true => {
-                let chain = judged(&server.common, client_id, KeyUsage::client_auth())?;
+                let chain = judged(&server.common, server_id, client_id, Role::Client)?;
                 Some(Arc::new(Certificate::of(&chain)?))
             }
             false if server.require_client_certificate => return None,
@@ -84,5 +85,6 @@ fn of_the_mesh(common: &CommonTls) -> bool {
         .as_ref()
         .map(|validation| &validation.trust);
     common.certificate == CertificateSource::Workload
+        && common.secrets() == [None, None]
         && matches!(trust, None | Some(TrustSource::Mesh))
 }

@@ -1,30 +1,45 @@
 //! TLS on either side: contexts of the configuration with the certificates of the moment.
 //!
-//! A worker makes a rustls configuration once for a context and an identity, and again when
-//! certificates or roots change. Without the certificate that a context asks for there is no
-//! configuration, and no connection: nothing goes on in the clear instead.
+//! A rustls configuration is made once for a context and an identity, by whichever worker needs
+//! it first, and again when certificates, secrets or trust change. Without the certificate that a
+//! context asks for there is no configuration, and no connection: nothing goes on in the clear
+//! instead.
 
 mod certificate;
 mod config;
 mod introduce;
+mod made;
+mod material;
 mod peer;
 pub(super) mod report;
+mod spiffe;
+mod standing;
+#[cfg(test)]
+mod tests;
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::ServerName;
+use rustls::{ClientConfig, HandshakeKind};
+use rustls_pki_types::{ServerName, UnixTime};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use crate::config::model::tls::{DownstreamTls, UpstreamTls};
 use crate::identity::{Credentials, SharedCredentials, SpiffeId};
+use crate::snapshot::SharedSnapshot;
+use crate::workload::Pod;
 
 pub(crate) use certificate::Certificate;
 pub(super) use introduce::offers;
+pub(super) use made::Store;
+pub(super) use peer::{Refused, take_refused};
+pub(super) use standing::Secured;
+
+use made::{Cache, Context};
+use peer::Role;
+use standing::{Standing, Watch};
 
 use super::sniff::Prefixed;
 use super::stream::Stream;
@@ -44,37 +59,32 @@ pub(super) struct Peer {
     pub(super) server_name: Option<Arc<str>>,
 }
 
-/// The configurations a worker has made.
-#[derive(Debug)]
-pub(super) struct Contexts {
-    credentials: SharedCredentials,
-    trust_domain: Arc<str>,
-    made: RefCell<Made>,
-}
-
-/// By context and identity. What is made holds on to its context, so no address stands for two.
-#[derive(Debug, Default)]
-struct Made {
-    generation: u64,
-    clients: HashMap<ClientKey, (Arc<UpstreamTls>, Arc<ClientConfig>)>,
-    /// With protocols to choose from, or without.
-    servers: [Cache<DownstreamTls, ServerConfig>; 2],
-}
-
-/// Context, identity, and what is offered instead of the context's protocols.
-type ClientKey = (usize, SpiffeId, Option<Offer>);
-
 /// Protocols offered in a handshake.
 pub(super) type Offer = Arc<[Arc<str>]>;
 
-type Cache<C, M> = HashMap<(usize, SpiffeId), (Arc<C>, Arc<M>)>;
+/// TLS of one worker.
+#[derive(Debug)]
+pub(super) struct Contexts {
+    credentials: SharedCredentials,
+    snapshots: SharedSnapshot,
+    trust_domain: Arc<str>,
+    cache: Cache,
+    standing: Rc<Standing>,
+}
 
 impl Contexts {
-    pub(super) fn new(credentials: SharedCredentials, trust_domain: Arc<str>) -> Self {
+    pub(super) fn new(
+        credentials: SharedCredentials,
+        snapshots: SharedSnapshot,
+        trust_domain: Arc<str>,
+        store: Arc<Store>,
+    ) -> Self {
         Self {
             credentials,
+            snapshots,
             trust_domain,
-            made: RefCell::default(),
+            cache: Cache::new(store),
+            standing: Rc::default(),
         }
     }
 
@@ -83,67 +93,20 @@ impl Contexts {
         SpiffeId::of(workload, &self.trust_domain)
     }
 
-    /// The configuration of a context and an identity, the same one as long as neither
-    /// certificates nor roots change.
+    /// The configuration of a context for a pod, the same one as long as neither certificates nor
+    /// trust change.
     ///
     /// # Errors
     /// There is no certificate.
     pub(super) fn client(
         &self,
         tls: &Arc<UpstreamTls>,
-        id: &SpiffeId,
+        pod: &Pod,
         offer: Option<&Offer>,
-    ) -> Result<Arc<ClientConfig>, config::TlsError> {
-        let credentials = self.credentials.load();
-        let made = &mut *self.made.borrow_mut();
-        made.renew(credentials.generation);
-        let key = (Arc::as_ptr(tls).addr(), id.clone(), offer.cloned());
-        if let Some((_, config)) = made.clients.get(&key) {
-            return Ok(config.clone());
-        }
-        let config = Arc::new(config::client(tls, &credentials, id, offer)?);
-        made.clients.insert(key, (tls.clone(), config.clone()));
-        Ok(config)
-    }
-
-    fn server(
-        &self,
-        tls: &Arc<DownstreamTls>,
-        id: &SpiffeId,
-        alpn: bool,
-    ) -> Result<Arc<ServerConfig>, config::TlsError> {
-        let credentials = self.credentials.load();
-        let made = &mut *self.made.borrow_mut();
-        made.renew(credentials.generation);
-        let servers = &mut made.servers[usize::from(alpn)];
-        let key = (Arc::as_ptr(tls).addr(), id.clone());
-        if let Some((_, config)) = servers.get(&key) {
-            return Ok(config.clone());
-        }
-        let config = Arc::new(config::server(tls, &credentials, id, alpn)?);
-        servers.insert(key, (tls.clone(), config.clone()));
-        Ok(config)
-    }
-
-    /// Speaks TLS to an endpoint as `id`, and offers these protocols instead of the context's.
-    ///
-    /// # Errors
-    /// There is no certificate, or the endpoint is not who it should be.
-    pub(super) async fn connect(
-        &self,
-        tls: &Arc<UpstreamTls>,
-        id: &SpiffeId,
-        offer: Option<&Offer>,
-        stream: TcpStream,
-    ) -> io::Result<Stream> {
-        let config = self.client(tls, id, offer).map_err(io::Error::other)?;
-        let name = match tls.sni.as_deref() {
-            Some(sni) => ServerName::try_from(sni.to_owned()).map_err(io::Error::other)?,
-            // No name is sent for an address.
-            None => ServerName::from(stream.peer_addr()?.ip()),
-        };
-        let session = connect(config, name, stream).await?;
-        Ok(Stream::Tls(Box::new(session)))
+    ) -> io::Result<Arc<ClientConfig>> {
+        let id = self.identity(&pod.workload);
+        let made = self.made(tls, offer.cloned(), pod, &id, &self.credentials.load())?;
+        Ok(made.0)
     }
 
     /// Which certificates and roots hold now.
@@ -157,31 +120,102 @@ impl Contexts {
     }
 
     /// Whether a client that showed this certificate before would be let in now.
-    pub(super) fn admits(&self, tls: &DownstreamTls, certificate: &Certificate) -> bool {
-        config::admits(tls, &self.credentials.load(), certificate.chain())
+    pub(super) fn admits(
+        &self,
+        tls: &Arc<DownstreamTls>,
+        pod: &Pod,
+        certificate: &Certificate,
+    ) -> bool {
+        let id = self.identity(&pod.workload);
+        self.made(tls, true, pod, &id, &self.credentials.load())
+            .is_ok_and(|(_, verifier)| {
+                let chain = certificate.chain();
+                !chain.is_empty() && verifier.judge(chain, UnixTime::now(), Role::Client).is_ok()
+            })
     }
 
-    /// Ends a client's TLS as `id`. `offered` are the protocols it named.
+    /// A configuration for a pod.
+    fn made<C: Context>(
+        &self,
+        tls: &Arc<C>,
+        variant: C::Variant,
+        pod: &Pod,
+        id: &SpiffeId,
+        credentials: &Credentials,
+    ) -> io::Result<config::Made<C::Config>> {
+        let snapshot = self.snapshots.load();
+        let view = snapshot.view(pod.view());
+        let secrets = view.map(|view| &*view.resources.secrets);
+        self.cache
+            .get(tls, variant, id, secrets, credentials)
+            .map_err(io::Error::other)
+    }
+
+    /// Speaks TLS to an endpoint on behalf of a pod, and offers these protocols instead of the
+    /// context's.
+    ///
+    /// # Errors
+    /// There is no certificate, or the endpoint is not who it should be.
+    pub(super) async fn connect(
+        &self,
+        tls: &Arc<UpstreamTls>,
+        pod: &Arc<Pod>,
+        offer: Option<&Offer>,
+        stream: TcpStream,
+    ) -> io::Result<Stream> {
+        let id = self.identity(&pod.workload);
+        let (config, verifier) =
+            self.made(tls, offer.cloned(), pod, &id, &self.credentials.load())?;
+        let name = match tls.sni.as_deref() {
+            Some(sni) => ServerName::try_from(sni.to_owned()).map_err(io::Error::other)?,
+            // No name is sent for an address.
+            None => ServerName::from(stream.peer_addr()?.ip()),
+        };
+        let session = connect(config, name, stream).await?;
+        let (_, connection) = session.get_ref();
+        let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
+        let chain = connection.peer_certificates().unwrap_or_default();
+        if resumed {
+            // What was good when the session began may have ended since.
+            verifier
+                .judge(chain, UnixTime::now(), Role::Server)
+                .map_err(io::Error::other)?;
+        }
+        let watch = Watch::upstream(tls, pod, id, offer, verifier, chain);
+        Ok(Stream::Tls(Box::new(Secured::new(
+            session,
+            resumed,
+            watch,
+            &self.standing,
+        ))))
+    }
+
+    /// Ends a client's TLS on behalf of a pod. `offered` are the protocols it named.
     ///
     /// # Errors
     /// There is no certificate, or the client is not who it should be.
     pub(super) async fn accept(
         &self,
         tls: &Arc<DownstreamTls>,
-        id: &SpiffeId,
+        pod: &Arc<Pod>,
         offered: &[String],
         stream: Prefixed<TcpStream>,
     ) -> io::Result<(Stream, Peer)> {
         // As Envoy: without a protocol both know, none is chosen; that is no error.
         let common =
             config::offered(&tls.common).any(|ours| offered.iter().any(|theirs| *theirs == **ours));
-        let config = self.server(tls, id, common).map_err(io::Error::other)?;
+        let id = self.identity(&pod.workload);
+        let (config, verifier) = self.made(tls, common, pod, &id, &self.credentials.load())?;
         let session = TlsAcceptor::from(config).accept(stream).await?;
         let (_, connection) = session.get_ref();
-        let certificate = connection
-            .peer_certificates()
-            .and_then(Certificate::of)
-            .map(Arc::new);
+        let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
+        let chain = connection.peer_certificates().unwrap_or_default();
+        if resumed {
+            verifier
+                .judge(chain, UnixTime::now(), Role::Client)
+                .map_err(io::Error::other)?;
+        }
+        let certificate = Certificate::of(chain).map(Arc::new);
         let peer = Peer {
             encrypted: true,
             names: certificate.as_ref().map(|certificate| {
@@ -195,7 +229,21 @@ impl Contexts {
             local: Some(id.clone()),
             server_name: connection.server_name().map(Into::into),
         };
-        Ok((Stream::Tls(Box::new(TlsStream::Server(session))), peer))
+        let watch = Watch::downstream(tls, pod, id, common, verifier, chain);
+        let session = TlsStream::Server(session);
+        let secured = Secured::new(session, resumed, watch, &self.standing);
+        Ok((Stream::Tls(Box::new(secured)), peer))
+    }
+
+    /// Breaks off the connections of peers that are trusted no more, and says how many there were.
+    /// Costs nothing while certificates and secrets stay as they are.
+    pub(super) fn review(&self) -> usize {
+        let credentials = self.credentials.load();
+        let snapshot = self.snapshots.load().generation;
+        self.standing
+            .review(credentials.generation, snapshot, |watch| {
+                watch.verifier(self, &credentials)
+            })
     }
 }
 
@@ -211,17 +259,4 @@ pub(super) async fn connect(
     let stream = Prefixed::new(stream);
     let session = TlsConnector::from(config).connect(name, stream).await?;
     Ok(TlsStream::Client(session))
-}
-
-impl Made {
-    /// Forgets everything when certificates or roots changed: sessions of the old ones are not
-    /// resumed, either.
-    fn renew(&mut self, generation: u64) {
-        if self.generation != generation {
-            *self = Self {
-                generation,
-                ..Self::default()
-            };
-        }
-    }
 }

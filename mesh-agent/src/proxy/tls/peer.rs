@@ -3,6 +3,8 @@
 //! As in Envoy, which name is asked for in the handshake has no part in it: the context says
 //! which names will do.
 
+use std::cell::Cell;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -12,54 +14,155 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
     SignatureScheme,
 };
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
-use webpki::{EndEntityCert, KeyUsage, OwnedCertRevocationList};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
 
+use crate::config::model::secret::Secret;
 use crate::config::model::tls::{NameKind, NameMatcher};
-use crate::identity::PemError;
+use crate::identity::Fault;
+use crate::identity::files::Revocations;
 
 use super::certificate::typed_names;
+use super::spiffe;
+
+/// Who may have signed a peer's certificate.
+#[derive(Debug, Clone)]
+pub(super) enum Trust {
+    /// Everybody: every chain will do.
+    Anybody,
+    /// These.
+    Roots(Arc<RootCertStore>),
+    /// Those of the trust domain that the peer's SPIFFE id is of.
+    Domains(HashMap<Arc<str>, Arc<RootCertStore>>),
+}
+
+impl Trust {
+    /// Whether it is the very same.
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Anybody, Self::Anybody) => true,
+            (Self::Roots(one), Self::Roots(other)) => Arc::ptr_eq(one, other),
+            (Self::Domains(one), Self::Domains(other)) => {
+                one.len() == other.len()
+                    && one.iter().all(|(name, roots)| {
+                        other
+                            .get(name)
+                            .is_some_and(|other| Arc::ptr_eq(roots, other))
+                    })
+            }
+            _ => false,
+        }
+    }
+}
 
 /// Judges certificates of either side.
 #[derive(Debug)]
 pub(super) struct Verifier {
-    /// `None`: every chain will do.
-    roots: Option<Arc<RootCertStore>>,
+    pub(super) trust: Trust,
     /// One of them must match; empty: every name will do.
-    names: Vec<NameMatcher>,
-    crls: Vec<OwnedCertRevocationList>,
-    provider: Arc<CryptoProvider>,
+    pub(super) names: Vec<NameMatcher>,
+    pub(super) crls: Revocations,
+    /// What the context was completed with.
+    pub(super) secret: Option<Arc<Secret>>,
+    pub(super) provider: Arc<CryptoProvider>,
     /// A client without a certificate is refused.
-    mandatory: bool,
+    pub(super) mandatory: bool,
+}
+
+/// A peer that was refused.
+#[derive(Debug)]
+pub(in crate::proxy) struct Refused {
+    pub(in crate::proxy) fault: Fault,
+    /// Who it says it is.
+    pub(in crate::proxy) names: Vec<Arc<str>>,
+}
+
+thread_local! {
+    /// The peer that the verifier refused last: rustls has no room for it in its error.
+    static REFUSED: Cell<Option<Refused>> = const { Cell::new(None) };
+}
+
+/// Who was refused in the handshake that has just failed. To be asked without a pause in between.
+pub(in crate::proxy) fn take_refused() -> Option<Refused> {
+    REFUSED.take()
+}
+
+/// Which part of a chain's use is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The peer is a server.
+    Server,
+    /// The peer is a client.
+    Client,
 }
 
 impl Verifier {
-    pub(super) fn new(
-        roots: Option<Arc<RootCertStore>>,
-        names: Vec<NameMatcher>,
-        crls: Vec<OwnedCertRevocationList>,
-        provider: Arc<CryptoProvider>,
-        mandatory: bool,
-    ) -> Self {
-        Self {
-            roots,
-            names,
-            crls,
-            provider,
-            mandatory,
-        }
+    /// Whether it trusts the same as another one that was made of the same context.
+    pub(super) fn trusts_as(&self, other: &Self) -> bool {
+        self.trust.is(&other.trust)
+            && Arc::ptr_eq(&self.crls, &other.crls)
+            && match (&self.secret, &other.secret) {
+                (None, None) => true,
+                (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+                _ => false,
+            }
     }
 
+    /// Judges a chain as in a handshake at that time.
+    ///
+    /// # Errors
+    /// It will not do.
     pub(super) fn judge(
+        &self,
+        chain: &[CertificateDer<'_>],
+        at: UnixTime,
+        role: Role,
+    ) -> Result<(), Error> {
+        let Some((leaf, between)) = chain.split_first() else {
+            return if self.mandatory || role == Role::Server {
+                Err(Error::NoCertificatesPresented)
+            } else {
+                Ok(())
+            };
+        };
+        let usage = match role {
+            Role::Server => KeyUsage::server_auth(),
+            Role::Client => KeyUsage::client_auth(),
+        };
+        self.judged(leaf, between, at, usage)
+    }
+
+    fn judged(
         &self,
         leaf: &CertificateDer<'_>,
         between: &[CertificateDer<'_>],
         now: UnixTime,
         usage: KeyUsage,
     ) -> Result<(), Error> {
-        if let Some(roots) = &self.roots {
-            self.judge_chain(roots, leaf, between, now, usage)?;
+        let refused = |fault: Fault, error: Error| {
+            let names = typed_names(leaf)
+                .into_iter()
+                .map(|(_, name)| name)
+                .collect();
+            REFUSED.set(Some(Refused { fault, names }));
+            error
+        };
+        let roots = match &self.trust {
+            Trust::Anybody => None,
+            Trust::Roots(roots) => Some(roots),
+            Trust::Domains(domains) => {
+                let domain = spiffe::leaf_domain(leaf)
+                    .map_err(|error| refused(Fault::Chain, Error::General(error.to_string())))?;
+                let Some(roots) = domains.get(domain) else {
+                    let reason = format!("its trust domain {domain} is not one of those trusted");
+                    return Err(refused(Fault::Chain, Error::General(reason)));
+                };
+                Some(roots)
+            }
+        };
+        if let Some(roots) = roots {
+            self.judge_chain(roots, leaf, between, now, usage)
+                .map_err(|error| refused(Fault::Chain, error))?;
         }
         if self.names.is_empty() {
             return Ok(());
@@ -73,10 +176,15 @@ impl Verifier {
             return Ok(());
         }
         let names: Vec<&str> = names.iter().map(|(_, name)| &**name).collect();
-        Err(Error::General(format!(
-            "none of the names of its certificate will do: {}",
-            names.join(", ")
-        )))
+        let reason = if names.is_empty() {
+            "its certificate has no name at all".to_owned()
+        } else {
+            format!(
+                "none of the names of its certificate will do: {}",
+                names.join(", ")
+            )
+        };
+        Err(refused(Fault::Name, Error::General(reason)))
     }
 
     fn judge_chain(
@@ -88,9 +196,7 @@ impl Verifier {
         usage: KeyUsage,
     ) -> Result<(), Error> {
         let certificate = EndEntityCert::try_from(leaf).map_err(|error| told(&error))?;
-        let crls: Vec<webpki::CertRevocationList<'_>> =
-            self.crls.iter().cloned().map(Into::into).collect();
-        let crls: Vec<&webpki::CertRevocationList<'_>> = crls.iter().collect();
+        let crls: Vec<&webpki::CertRevocationList<'_>> = self.crls.iter().collect();
         let revocation = match &crls[..] {
             [] => None,
             lists => webpki::RevocationOptionsBuilder::new(lists)
@@ -128,17 +234,6 @@ fn told(error: &webpki::Error) -> Error {
     Error::InvalidCertificate(why)
 }
 
-/// Revocation lists of a text in PEM.
-pub(super) fn revocations(pem: &[u8]) -> Result<Vec<OwnedCertRevocationList>, PemError> {
-    let wrong = |reason: String| PemError::Certificate(format!("revocation list: {reason}"));
-    CertificateRevocationListDer::pem_slice_iter(pem)
-        .map(|list| {
-            let list = list.map_err(|error| wrong(error.to_string()))?;
-            OwnedCertRevocationList::from_der(&list).map_err(|error| wrong(format!("{error:?}")))
-        })
-        .collect()
-}
-
 impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
@@ -148,7 +243,7 @@ impl ServerCertVerifier for Verifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.judge(leaf, between, now, KeyUsage::server_auth())
+        self.judged(leaf, between, now, KeyUsage::server_auth())
             .map(|()| ServerCertVerified::assertion())
     }
 
@@ -194,7 +289,7 @@ impl ClientCertVerifier for Verifier {
         between: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.judge(leaf, between, now, KeyUsage::client_auth())
+        self.judged(leaf, between, now, KeyUsage::client_auth())
             .map(|()| ClientCertVerified::assertion())
     }
 

@@ -1,5 +1,6 @@
 //! What an operator is told of TLS that failed, seldom enough not to be drowned in it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -8,32 +9,37 @@ use std::time::{Duration, Instant};
 use crate::identity::SpiffeId;
 use crate::snapshot::ClusterView;
 
-/// At most so many lines in [`PERIOD`].
-const LINES: u32 = 10;
+use super::Refused;
+
+/// At most so many lines of one kind in [`PERIOD`]: what strangers send to a port does not keep
+/// trouble between workloads from being told.
+const LINES: u32 = 5;
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// Counts lines, and those that were left out.
 #[derive(Debug)]
 struct Limit {
-    began: Option<Instant>,
+    began: Instant,
     lines: u32,
     omitted: u64,
 }
 
-static LIMIT: Mutex<Limit> = Mutex::new(Limit {
-    began: None,
-    lines: 0,
-    omitted: 0,
-});
+/// By what is to be done; there are few such texts.
+static LIMITS: Mutex<BTreeMap<&'static str, Limit>> = Mutex::new(BTreeMap::new());
 
-/// How many lines were left out before this one; `None`: this one is left out, too.
-pub(in crate::proxy) fn permitted() -> Option<u64> {
-    let mut limit = LIMIT
+/// How many lines of a kind were left out before this one; `None`: this one is left out, too.
+pub(in crate::proxy) fn permitted(kind: &'static str) -> Option<u64> {
+    let mut limits = LIMITS
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let now = Instant::now();
-    if limit.began.is_none_or(|began| now - began > PERIOD) {
-        limit.began = Some(now);
+    let limit = limits.entry(kind).or_insert(Limit {
+        began: now,
+        lines: 0,
+        omitted: 0,
+    });
+    if now - limit.began > PERIOD {
+        limit.began = now;
         limit.lines = 0;
     }
     if limit.lines == LINES {
@@ -49,12 +55,22 @@ pub(in crate::proxy) fn upstream(
     id: &SpiffeId,
     endpoint: SocketAddr,
     cluster: &ClusterView,
+    refused: Option<&Refused>,
     error: &io::Error,
 ) {
-    if let Some(omitted) = permitted() {
-        let cluster = &cluster.config.name;
-        let remedy = remedy(error);
-        tracing::warn!(%id, %endpoint, %cluster, %error, remedy, omitted, "no TLS to an endpoint");
+    let remedy = remedy(error);
+    if let Some(omitted) = permitted(remedy) {
+        let (cluster, peer) = (&cluster.config.name, names(refused));
+        tracing::warn!(%id, %peer, %endpoint, %cluster, %error, remedy, omitted, "no TLS to an endpoint");
+    }
+}
+
+/// Who the peer says it is.
+fn names(refused: Option<&Refused>) -> String {
+    match refused {
+        Some(refused) if refused.names.is_empty() => "nameless".into(),
+        Some(refused) => refused.names.join(","),
+        None => "unknown".into(),
     }
 }
 
@@ -63,11 +79,13 @@ pub(in crate::proxy) fn downstream(
     id: &SpiffeId,
     client: SocketAddr,
     listener: &str,
+    refused: Option<&Refused>,
     error: &io::Error,
 ) {
-    if let Some(omitted) = permitted() {
-        let remedy = remedy(error);
-        tracing::warn!(%id, %client, listener, %error, remedy, omitted, "no TLS with a client");
+    let remedy = remedy(error);
+    if let Some(omitted) = permitted(remedy) {
+        let peer = names(refused);
+        tracing::warn!(%id, %peer, %client, listener, %error, remedy, omitted, "no TLS with a client");
     }
 }
 
@@ -91,6 +109,15 @@ fn remedy(error: &io::Error) -> &'static str {
         }
         Some(rustls::Error::AlertReceived(_)) => "the peer refused; its own log says why",
         Some(rustls::Error::InvalidMessage(_)) => "the peer does not speak TLS on this port",
+        Some(rustls::Error::NoCertificatesPresented) => {
+            "the peer shows no certificate, and the policy here is STRICT: is it in the mesh?"
+        }
+        Some(rustls::Error::PeerIncompatible(_)) => {
+            "the peer speaks no version, suite or key exchange that is allowed here"
+        }
+        _ if error.kind() == io::ErrorKind::TimedOut => {
+            "the peer did not finish the handshake in time"
+        }
         _ => "see mesh-agent certs",
     }
 }

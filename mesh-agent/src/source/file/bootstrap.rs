@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::config::core::v3::{ApiConfigSource, ConfigSource, No
 use crate::config::Problem;
 use crate::config::model::cluster::{Cluster, Discovery};
 use crate::config::model::tls::{CertificateSource, Data, TrustSource, UpstreamTransport};
+use crate::source::xds::Server;
 use crate::store::ResourceSet;
 
 /// A management server, as a file names it.
@@ -117,6 +118,22 @@ fn delta(config: &ApiConfigSource, problems: &mut Vec<Problem>) -> Option<bool> 
             None
         }
     }
+}
+
+/// How the server behind a cluster is spoken to; `None`: the cluster does not say it all.
+pub fn server_of(cluster: &Cluster) -> Option<Server> {
+    let (mut bootstrap, mut problems) = (Bootstrap::default(), Vec::new());
+    server(cluster, "", &mut bootstrap, &mut problems);
+    for problem in &problems {
+        tracing::error!(cluster = %cluster.name, %problem, "the cluster of a server cannot be used");
+    }
+    problems.is_empty().then(|| Server {
+        address: bootstrap.address,
+        ca: bootstrap.ca,
+        identity: bootstrap.identity,
+        server_name: bootstrap.server_name,
+        ..Server::default()
+    })
 }
 
 /// The server behind a cluster: its only endpoint, and how it is spoken to.

@@ -36,7 +36,7 @@ const TOP_LEVEL: &[&str] = &[
     "workloads",
     "mesh",
 ];
-const STATIC_RESOURCES: &[&str] = &["listeners", "routes", "clusters", "endpoints"];
+const STATIC_RESOURCES: &[&str] = &["listeners", "routes", "clusters", "endpoints", "secrets"];
 
 /// A whole configuration.
 #[derive(Debug, Default)]
@@ -125,7 +125,7 @@ fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Kinds of resources: their section in a file, and their message.
-const SECTIONS: [(&str, &str); 4] = [
+const SECTIONS: [(&str, &str); 5] = [
     ("listeners", "envoy.config.listener.v3.Listener"),
     ("routes", "envoy.config.route.v3.RouteConfiguration"),
     ("clusters", "envoy.config.cluster.v3.Cluster"),
@@ -133,7 +133,9 @@ const SECTIONS: [(&str, &str); 4] = [
         "endpoints",
         "envoy.config.endpoint.v3.ClusterLoadAssignment",
     ),
+    ("secrets", SECRET),
 ];
+const SECRET: &str = "envoy.extensions.transport_sockets.tls.v3.Secret";
 
 fn list(node: Option<&Node>) -> &[Node] {
     match node.map(|node| &node.value) {
@@ -566,6 +568,18 @@ impl Loader {
                     },
                     convert::load_assignment,
                     before.map(|before| &*before.endpoints),
+                    &mut HashMap::new(),
+                )
+            },
+            secrets: {
+                let written = self.section("secrets", SECRET);
+                self.resources(
+                    written,
+                    |message: &envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret| {
+                        &message.name
+                    },
+                    convert::secret,
+                    before.map(|before| &*before.secrets),
                     &mut HashMap::new(),
                 )
             },

@@ -13,7 +13,7 @@ mod node;
 pub mod tree;
 mod watch;
 
-pub use bootstrap::Bootstrap;
+pub use bootstrap::{Bootstrap, server_of};
 pub use errors::{ConfigErrors, FileError};
 pub use load::{Loaded, load};
 pub use watch::{ReloadStatus, Reloads, watch};

@@ -295,13 +295,19 @@ fn each_reference(value: &Value, mut each: impl FnMut(ResourceType, &Name)) {
     match value {
         Value::Listener(listener) => {
             route_names(listener).for_each(|name| each(ResourceType::Route, name));
+            listener
+                .secrets()
+                .for_each(|name| each(ResourceType::Secret, name));
         }
         Value::Cluster(cluster) => {
+            cluster
+                .secrets()
+                .for_each(|name| each(ResourceType::Secret, name));
             if let Discovery::Eds { service_name } = &cluster.discovery {
                 each(ResourceType::Endpoint, service_name);
             }
         }
-        Value::Route(_) | Value::Endpoint(_) => {}
+        Value::Route(_) | Value::Endpoint(_) | Value::Secret(_) => {}
     }
 }
 

@@ -8,6 +8,7 @@ use envoy_types::pb::envoy::config::cluster::v3::Cluster as PbCluster;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener as PbListener;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration as PbRoutes;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret as PbSecret;
 use envoy_types::pb::google::protobuf::Any;
 use prost::Message;
 use xxhash_rust::xxh3::xxh3_128;
@@ -17,6 +18,7 @@ use crate::config::model::cluster::Cluster;
 use crate::config::model::endpoint::LoadAssignment;
 use crate::config::model::listener::Listener;
 use crate::config::model::route::RouteConfiguration;
+use crate::config::model::secret::Secret;
 
 use super::types::ResourceType;
 
@@ -27,6 +29,7 @@ pub(super) enum Value {
     Route(Arc<RouteConfiguration>),
     Cluster(Arc<Cluster>),
     Endpoint(Arc<LoadAssignment>),
+    Secret(Arc<Secret>),
 }
 
 /// A value and the message it was made from.
@@ -49,6 +52,7 @@ enum Handle {
     Route(Weak<RouteConfiguration>),
     Cluster(Weak<Cluster>),
     Endpoint(Weak<LoadAssignment>),
+    Secret(Weak<Secret>),
 }
 
 impl Handle {
@@ -58,6 +62,7 @@ impl Handle {
             Self::Route(value) => Value::Route(value.upgrade()?),
             Self::Cluster(value) => Value::Cluster(value.upgrade()?),
             Self::Endpoint(value) => Value::Endpoint(value.upgrade()?),
+            Self::Secret(value) => Value::Secret(value.upgrade()?),
         })
     }
 }
@@ -69,6 +74,7 @@ impl Value {
             Self::Route(value) => Handle::Route(Arc::downgrade(value)),
             Self::Cluster(value) => Handle::Cluster(Arc::downgrade(value)),
             Self::Endpoint(value) => Handle::Endpoint(Arc::downgrade(value)),
+            Self::Secret(value) => Handle::Secret(Arc::downgrade(value)),
         }
     }
 }
@@ -111,6 +117,7 @@ impl Interner {
                 parse::<ClusterLoadAssignment, _>(bytes, convert::load_assignment)
                     .map(Value::Endpoint)
             }
+            ResourceType::Secret => parse::<PbSecret, _>(bytes, convert::secret).map(Value::Secret),
         }?;
         named(name, &value)?;
         let raw = Bytes::copy_from_slice(bytes);
@@ -143,6 +150,7 @@ pub(super) fn name_of(kind: ResourceType, any: &Any) -> Result<String, String> {
                 .map_err(malformed)?
                 .cluster_name
         }
+        ResourceType::Secret => PbSecret::decode(bytes).map_err(malformed)?.name,
     })
 }
 
@@ -152,6 +160,7 @@ fn named(name: &str, value: &Value) -> Result<(), String> {
         Value::Route(value) => &value.name,
         Value::Cluster(value) => &value.name,
         Value::Endpoint(value) => &value.cluster_name,
+        Value::Secret(value) => &value.name,
     };
     if **inside == *name {
         Ok(())

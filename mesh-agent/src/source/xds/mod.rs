@@ -7,6 +7,7 @@ mod decode;
 mod delta;
 mod diagnose;
 mod publish;
+mod secrets;
 mod session;
 mod sotw;
 mod status;
@@ -34,6 +35,7 @@ use wire::{Inbox, Outbox};
 
 pub use cache::{Key, Rejected, Trouble};
 pub use decode::Interner;
+pub use secrets::SecretDiscovery;
 pub use session::Mode;
 pub use status::{TypeStatus, XdsStatus};
 pub use transport::Server;

@@ -13,6 +13,7 @@ use crate::config::model::cluster::{Cluster, Discovery};
 use crate::config::model::endpoint::LoadAssignment;
 use crate::config::model::listener::{Listener, RouteSource, Terminal};
 use crate::config::model::route::RouteConfiguration;
+use crate::config::model::secret::Secret;
 use crate::store::{Resource, ResourceSet};
 
 use super::cache::{Cache, Good, route_names};
@@ -68,13 +69,72 @@ pub(super) fn publish(
     routes(cache, before, holds, now, &mut next);
     listeners(cache, before, holds, now, &mut next);
     keep_referenced(before, holds, now, &mut next);
+    secrets(cache, before, &mut next);
     holds.end();
     ResourceSet {
         listeners: Arc::new(next.listeners),
         routes: Arc::new(next.routes),
         clusters: Arc::new(next.clusters),
         endpoints: Arc::new(next.endpoints),
+        // Most often none of them changed, and contexts need not be made anew.
+        secrets: match &before.secrets {
+            same if same_values(same, &next.secrets) => same.clone(),
+            _ => Arc::new(next.secrets),
+        },
     }
+}
+
+fn same_values<T>(one: &BTreeMap<Name, Resource<T>>, other: &BTreeMap<Name, Resource<T>>) -> bool {
+    let mut pairs = one.iter().zip(other);
+    one.len() == other.len()
+        && pairs.all(|((name, one), (other_name, other))| {
+            name == other_name
+                && Arc::ptr_eq(&one.value, &other.value)
+                && one.version == other.version
+        })
+}
+
+/// Secrets that anything in use refers to.
+fn secrets(cache: &Cache, before: &ResourceSet, next: &mut Next) {
+    let clusters = next.clusters.values().flat_map(|one| one.value.secrets());
+    let listeners = next.listeners.values().flat_map(|one| one.value.secrets());
+    let mut found = BTreeMap::new();
+    for name in clusters.chain(listeners) {
+        if found.contains_key(name) {
+            continue;
+        }
+        let good = cache
+            .get(ResourceType::Secret, name)
+            .map(|entry| &entry.good);
+        match good {
+            Some(Some(good)) => {
+                if let Value::Secret(secret) = &good.value {
+                    found.insert(name.clone(), resource(secret, good));
+                }
+            }
+            // The server says that there is none any more: nobody is trusted by it.
+            Some(None) => {}
+            // Not asked for again yet.
+            None => {
+                if let Some(known) = before.secrets.get(name) {
+                    found.insert(name.clone(), known.clone());
+                }
+            }
+        }
+    }
+    next.secrets = found;
+}
+
+/// Whether secrets are here, or known not to be.
+fn all_secrets<'a>(
+    cache: &Cache,
+    before: &ResourceSet,
+    mut names: impl Iterator<Item = &'a Name>,
+) -> bool {
+    names.all(|name| match cache.get(ResourceType::Secret, name) {
+        Some(entry) => entry.good.is_some() || entry.absent,
+        None => before.secrets.contains_key(name),
+    })
 }
 
 /// The next set if only endpoints changed, of these services: nothing waits for them.
@@ -104,6 +164,7 @@ struct Next {
     routes: BTreeMap<Name, Resource<RouteConfiguration>>,
     clusters: BTreeMap<Name, Resource<Cluster>>,
     endpoints: BTreeMap<Name, Resource<LoadAssignment>>,
+    secrets: BTreeMap<Name, Resource<Secret>>,
 }
 
 fn resource<T>(value: &Arc<T>, good: &Good) -> Resource<T> {
@@ -122,7 +183,8 @@ fn clusters(cache: &Cache, before: &ResourceSet, holds: &mut Holds, now: Instant
             continue;
         };
         let known = before.clusters.get(name.as_str());
-        let ready = endpoints(cache, before, cluster, &mut next.endpoints);
+        let ready = endpoints(cache, before, cluster, &mut next.endpoints)
+            && all_secrets(cache, before, cluster.secrets());
         let taken = if ready || !holds.wait(ResourceType::Cluster, name, now) {
             Some((cluster.name.clone(), resource(cluster, good)))
         } else {
@@ -212,7 +274,9 @@ fn listeners(
         let taken = match entry.good.as_ref().map(|good| (good, &good.value)) {
             Some((good, Value::Listener(listener))) => {
                 let unchanged = known.is_some_and(|known| Arc::ptr_eq(&known.value, listener));
-                let ready = unchanged || all_there(listener, cache, next);
+                let ready = unchanged
+                    || all_there(listener, cache, next)
+                        && all_secrets(cache, before, listener.secrets());
                 if ready || !holds.wait(ResourceType::Listener, name, now) {
                     Some((listener.name.clone(), resource(listener, good)))
                 } else {

@@ -415,6 +415,7 @@ impl Session {
                 ResourceType::Endpoint => next.endpoints.len(),
                 ResourceType::Listener => next.listeners.len(),
                 ResourceType::Route => next.routes.len(),
+                ResourceType::Secret => next.secrets.len(),
             };
         }
         self.published = Arc::new(next);

@@ -13,7 +13,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 
 /// A server and how to speak to it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Server {
     /// `host:port`, `http://host:port`, `https://host:port` or `unix:/path`.
     pub address: String,

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// How many kinds there are.
+const KINDS: usize = 5;
+
 /// A kind of resource, in the order in which changes of several kinds are asked for and applied:
 /// what is referred to comes before what refers to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -14,11 +17,19 @@ pub enum ResourceType {
     Listener,
     /// RDS
     Route,
+    /// SDS
+    Secret,
 }
 
 impl ResourceType {
     /// All of them, in order.
-    pub const ALL: [Self; 4] = [Self::Cluster, Self::Endpoint, Self::Listener, Self::Route];
+    pub const ALL: [Self; KINDS] = [
+        Self::Cluster,
+        Self::Endpoint,
+        Self::Listener,
+        Self::Route,
+        Self::Secret,
+    ];
 
     /// The type URL on the wire.
     pub const fn url(self) -> &'static str {
@@ -27,6 +38,7 @@ impl ResourceType {
             Self::Endpoint => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
         }
     }
 
@@ -53,13 +65,14 @@ impl fmt::Display for ResourceType {
             Self::Endpoint => "EDS",
             Self::Listener => "LDS",
             Self::Route => "RDS",
+            Self::Secret => "SDS",
         })
     }
 }
 
 /// One value for each kind.
 #[derive(Debug, Clone, Default)]
-pub struct PerType<T>([T; 4]);
+pub struct PerType<T>([T; KINDS]);
 
 impl<T> PerType<T> {
     /// The value of a kind.

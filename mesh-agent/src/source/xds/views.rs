@@ -306,6 +306,7 @@ fn fingerprint(resources: &ResourceSet) -> u128 {
     add(&mut hash, 1, &resources.routes);
     add(&mut hash, 2, &resources.clusters);
     add(&mut hash, 3, &resources.endpoints);
+    add(&mut hash, 4, &resources.secrets);
     hash.digest128()
 }
 
