@@ -36,6 +36,8 @@ enum Command {
     Sockets(helper::sockets::Args),
     /// Sends requests at a steady rate and says how long answers took.
     Paced(helper::paced::Args),
+    /// The first process of a virtual machine that tests another kernel.
+    Init,
     /// What the mesh costs and saves, measured: `cargo xtask bench`.
     Bench(bench::Args),
     /// The mesh at work, in a minute: `cargo xtask demo`.
@@ -62,6 +64,7 @@ fn run(command: Command) -> Result<()> {
         Command::Talk => helper::talk::run(),
         Command::Sockets(args) => helper::sockets::run(&args),
         Command::Paced(args) => helper::paced::run(&args),
+        Command::Init => helper::init::run(),
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(args),
     }

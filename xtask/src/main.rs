@@ -9,6 +9,7 @@ mod doctor;
 mod ebpf;
 mod envoy;
 mod golang;
+mod kernels;
 mod pip;
 mod python;
 mod sh;
@@ -39,6 +40,9 @@ enum Command {
         /// Leave out to run all parts.
         #[arg(value_enum)]
         part: Option<test::Part>,
+        /// The same as `kernels`.
+        #[arg(long, conflicts_with = "part")]
+        kernels: bool,
     },
     /// Make proto/descriptors.bin anew from the definitions that ship with Envoy's messages.
     GenDescriptors,
@@ -55,7 +59,9 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Doctor => doctor::run(),
         Command::BuildEbpf => ebpf::build().map(|object| println!("{}", object.display())),
-        Command::Test { part } => test::run(part),
+        Command::Test { part, kernels } => {
+            test::run(part.or(kernels.then_some(test::Part::Kernels)))
+        }
         Command::GenDescriptors => descriptors::run(),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::sh::{cargo, is_root, run as run_command, say, show, which};
-use crate::{apt, ebpf, envoy, golang, python, workspace};
+use crate::{apt, ebpf, envoy, golang, kernels, python, workspace};
 
 /// A part of the tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -23,6 +23,8 @@ pub(crate) enum Part {
     Kernel,
     /// Tests with other people's programs as peer or oracle (`tests/interop_*.rs`); root.
     Interop,
+    /// Tests on Debian's older kernels, in virtual machines; root.
+    Kernels,
 }
 
 /// Packages whose programs the tests and the demo call.
@@ -62,7 +64,7 @@ pub(crate) fn run(part: Option<Part>) -> Result<()> {
     std::fs::create_dir_all(workspace::target_dir()).context("cannot make the target folder")?;
     std::fs::write(&skip_log, "").context("cannot write the log of skipped tests")?;
     let mut steps = Vec::new();
-    if wanted(Part::Kernel) || wanted(Part::Interop) {
+    if wanted(Part::Kernel) || wanted(Part::Interop) || wanted(Part::Kernels) {
         step(&mut steps, "prerequisites", || tools().map(|()| None));
     }
     step(&mut steps, "build-ebpf", || ebpf::build().map(|_| None));
@@ -72,7 +74,7 @@ pub(crate) fn run(part: Option<Part>) -> Result<()> {
     if wanted(Part::Lint) {
         step(&mut steps, "lint", || lint().map(|()| None));
     }
-    if part != Some(Part::Lint) {
+    if !matches!(part, Some(Part::Lint | Part::Kernels)) {
         step(&mut steps, "compile tests", || {
             run_command(cargo().args(["test", "--workspace", "--no-run"])).map(|()| None)
         });
@@ -104,6 +106,19 @@ pub(crate) fn run(part: Option<Part>) -> Result<()> {
                 ("MESH_ISTIOD", istiod.as_os_str()),
             ];
             targets(&interop, &peers, &skip_log)
+        });
+    }
+    if wanted(Part::Kernels) {
+        step(&mut steps, "older kernels", || {
+            if !is_root() && part.is_none() {
+                return Ok(None);
+            }
+            let mut count = Count::default();
+            kernels::run(|line| {
+                count.add(line);
+                println!("{line}");
+            })?;
+            Ok(Some(count))
         });
     }
     finish(&steps, &skip_log)

@@ -4,6 +4,7 @@ pub(crate) mod churn;
 pub(crate) mod connect;
 pub(crate) mod echo_http;
 pub(crate) mod echo_tcp;
+pub(crate) mod init;
 mod listen;
 pub(crate) mod paced;
 pub(crate) mod raw_http;
