@@ -5,6 +5,7 @@ mod chart;
 mod config;
 mod cpu;
 mod envoy;
+mod hooks;
 mod load;
 mod measure;
 mod mtls;
@@ -53,14 +54,18 @@ pub(crate) struct Args {
 enum Other {
     /// A large mesh over delta ADS: ten thousand services.
     Xds(xds::Args),
+    /// What every kernel program costs.
+    Hooks(hooks::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     if !is_root() {
         bail!("the benchmark makes namespaces and loads kernel programs: run it as root");
     }
-    if let Some(Other::Xds(args)) = &args.other {
-        return xds::run(args);
+    match &args.other {
+        Some(Other::Xds(args)) => return xds::run(args),
+        Some(Other::Hooks(args)) => return hooks::run(args),
+        None => {}
     }
     if Envoy::program().is_none() {
         bail!("no Envoy to compare with; type: cargo xtask bench, or name one with ENVOY_BIN");
