@@ -106,6 +106,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         cgroup,
         agent_cgroup,
         bpffs: Some(args.bpffs.clone()),
+        map_sizes: args.map_sizes.clone(),
         trace: matches!(args.log_level.as_str(), "debug" | "trace"),
     })?;
     datapath
@@ -299,6 +300,7 @@ impl Agent {
         }
         let first = std::mem::replace(&mut self.inheriting, false);
         self.reconcile_pods(&snapshot);
+        self.proxy.recheck();
         if first
             && self.configured()
             && let Err(error) = self.datapath.drop_inherited()

@@ -15,7 +15,7 @@ use common::{Config, greeted_by};
 
 const KILLS: u32 = 10;
 /// How long all takes; `MESH_CHAOS_SECONDS` asks for another time.
-const SECONDS: u32 = 12;
+const SECONDS: u32 = 60;
 /// What makes the agent carry a service that the kernel could.
 const IN_AGENT: &str = ", idle_timeout: 3000s";
 
@@ -225,6 +225,8 @@ fn nobody_notices_who_needs_no_agent() -> Result<()> {
     assert!(connects > 200 && requests > 50 && rounds > 50);
     // The slowest waited for a core, of which the agents that start take some.
     assert!(most < 1000, "{most} us");
+    let slowest = refused[refused.len() - 1];
+    assert!(slowest < 1_000_000, "{slowest} us");
     assert!(!bed.testbed.bpffs().join("mesh-v0").exists());
     agent.kill()
 }

@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use mesh_testbed::{Curl, MeshAgent, Pod, Response, Server, Testbed, eventually, needs_root};
+use mesh_testbed::{
+    Connect, Curl, MeshAgent, Pod, Response, Server, Testbed, eventually, needs_root,
+};
 use serde_json::{Value, json};
 
 use common::capture::Capture;
@@ -88,8 +90,9 @@ fn config(scene: &Testbed, client: &Pod, pod: &Pod, server: SocketAddr, name: &s
     };
     let trusted = json!([{ "prefix": "spiffe://cluster.local/" }]);
     json!({
-        // What is said on the way is looked at; there is to be one.
-        "mesh": { "short_circuit": false },
+        // What is said on the way is looked at, so there is to be one; and what is encrypted never goes
+        // on without the agent, whatever is said here.
+        "mesh": { "short_circuit": false, "failure_mode_allow": true },
         "workloads": [
             { "name": "client", "namespace": "shop", "service_account": "client",
                 "netns": client.netns_path() },
@@ -127,6 +130,23 @@ fn config(scene: &Testbed, client: &Pod, pod: &Pod, server: SocketAddr, name: &s
             ],
         },
     })
+}
+
+/// A TCP service behind mutual TLS, to which one identity has access.
+fn ruled(scene: &Testbed, client: &Pod, pod: &Pod, echo: SocketAddr, who: &str) -> Value {
+    let mut config = config(scene, client, pod, echo, WEB);
+    let rules = json!({ "name": "rbac", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC",
+        "stat_prefix": "r",
+        "rules": { "action": "ALLOW", "policies": { "p": {
+            "permissions": [{ "any": true }],
+            "principals": [{ "authenticated": { "principal_name": {
+                "exact": format!("spiffe://cluster.local/ns/shop/sa/{who}") } } }],
+        } } },
+    } });
+    let chain = &mut config["static_resources"]["listeners"][2]["filter_chains"][1];
+    chain["filters"] = json!([rules, tcp("inbound")]);
+    config
 }
 
 fn vip(testbed: &Testbed, port: u16) -> SocketAddr {
@@ -214,6 +234,70 @@ fn http_and_tcp_pass_encrypted_and_what_is_plain_is_refused() -> Result<()> {
     let of = certs["certificates"].as_array().into_iter().flatten();
     let ids: Vec<&str> = of.filter_map(|one| one["identity"].as_str()).collect();
     assert_eq!(ids, ["spiffe://cluster.local/ns/shop/sa/client", WEB]);
+    Ok(())
+}
+
+#[test]
+fn connections_that_stand_are_reset_when_their_certificate_is_not_welcome_any_more() -> Result<()> {
+    needs_root!(Ok(()));
+    let testbed = Testbed::new()?;
+    let (client, pod) = (testbed.pod("client")?, testbed.pod("web")?);
+    let echo = Server::tcp(&pod, "echo", 0)?;
+    let ca = tempfile::tempdir()?;
+    let config = |who| ruled(&testbed, &client, &pod, echo.addr4(), who).to_string();
+    let agent = MeshAgent::builder(&testbed)?
+        .arg("--ca")
+        .arg(format!("dev:{}", ca.path().join("ca").display()))
+        .start(&config("client"))?;
+    let raw = Connect::to(vip(&testbed, 700));
+    eventually("the client is served", PATIENCE, || {
+        raw.run_one(&client)
+            .is_ok_and(|one| common::greeted_by(&one).is_ok())
+    })?;
+    let mut held = raw.clone().times(3).hold(&client)?;
+    assert_eq!(held.check()?.alive, 3);
+    // Other rules with the same answer touch nothing.
+    let mut same = ruled(&testbed, &client, &pod, echo.addr4(), "client");
+    same["static_resources"]["listeners"][2]["filter_chains"][1]["name"] = json!("other");
+    common::apply(&agent, &same.to_string())?;
+    assert_eq!(held.check()?.alive, 3);
+
+    common::apply(&agent, &config("somebody-else"))?;
+    eventually("they are reset", PATIENCE, || {
+        held.check().is_ok_and(|held| held.alive == 0)
+    })?;
+    assert!(common::greeted_by(&raw.run_one(&client)?).is_err());
+    let log = agent.log();
+    assert!(log.contains("new access rules deny it"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn without_an_agent_nothing_goes_plain() -> Result<()> {
+    needs_root!(Ok(()));
+    let scene = Scene::start(WEB, &[])?;
+    scene.eventually_served()?;
+    let Scene {
+        agent,
+        web,
+        raw,
+        server,
+        client,
+        plain,
+        _pod,
+        _testbed,
+        ..
+    } = scene;
+    agent.kill()?;
+    for at in [web, raw] {
+        let refused = Connect::to(at).run_one(&client)?;
+        assert_eq!(refused.errno, libc::ECONNREFUSED, "{refused:?}");
+    }
+    // STRICT: the application is not bare because its proxy is gone.
+    let refused = Connect::to(server.addr4())
+        .option("--send", "GET / HTTP/1.0\r\n\r\n")
+        .run_one(&plain)?;
+    assert_eq!(refused.errno, libc::ECONNREFUSED, "{refused:?}");
     Ok(())
 }
 

@@ -63,6 +63,9 @@ pub enum LbKind {
     Random = 1,
     /// The less loaded of two random slots.
     LeastConnections = 2,
+    /// The slot that is written for the pod that connects, see [`SlotKey::of_pod`]; a random one
+    /// if there is none.
+    SourceAddress = 3,
 }
 
 /// Bits of [`Service::flags`].
@@ -82,8 +85,16 @@ pub struct SlotKey {
     pub svc_id: u32,
     /// [`Service::generation`]
     pub generation: u32,
-    /// `0..slots`
+    /// `0..slots`, or [`SlotKey::of_pod`]
     pub slot: u32,
+}
+
+impl SlotKey {
+    /// The number of the slot for connections of one pod, by [`crate::Pod::pod_id`].
+    #[inline(always)]
+    pub const fn of_pod(pod_id: u32) -> u32 {
+        1 << 31 | pod_id
+    }
 }
 
 /// One share of a service's new connections, with the limits of the cluster it comes from. Limits

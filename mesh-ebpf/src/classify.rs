@@ -62,7 +62,7 @@ pub(crate) fn classify(ctx: &SockAddrContext, pod: &Pod, state: &mut SkState) ->
         return Outcome::Leave;
     }
     if service.verdict == Verdict::Direct as u8 {
-        return direct(service, state);
+        return direct(service, pod, state);
     }
     if service.verdict != Verdict::Agent as u8 {
         return refuse(service, state, Counter::Deny);
@@ -80,7 +80,7 @@ pub(crate) fn classify(ctx: &SockAddrContext, pod: &Pod, state: &mut SkState) ->
     if service.slots == 0 {
         Outcome::Leave
     } else {
-        direct(service, state)
+        direct(service, pod, state)
     }
 }
 
@@ -134,8 +134,8 @@ fn find<'a>(view_id: u32, addr: &Addr, port: u16) -> Option<&'a Service> {
 
 /// Picks a backend and takes a place among its connections.
 #[inline(always)]
-fn direct(service: &Service, state: &mut SkState) -> Outcome {
-    let Some((slot, backend)) = pick(service) else {
+fn direct(service: &Service, pod: &Pod, state: &mut SkState) -> Outcome {
+    let Some((slot, backend)) = pick(service, pod) else {
         return refuse(service, state, Counter::NoBackend);
     };
     if !reserve::take(state, slot) {
@@ -147,9 +147,14 @@ fn direct(service: &Service, state: &mut SkState) -> Outcome {
 }
 
 #[inline(always)]
-fn pick<'a>(service: &Service) -> Option<(&'a Slot, &'a Backend)> {
+fn pick<'a>(service: &Service, pod: &Pod) -> Option<(&'a Slot, &'a Backend)> {
     if service.slots == 0 {
         return None;
+    }
+    if service.lb == LbKind::SourceAddress as u8
+        && let Some(own) = slot_at(service, SlotKey::of_pod(pod.pod_id))
+    {
+        return Some(own);
     }
     let number = if service.lb == LbKind::RoundRobin as u8
         && let Some(counters) = SVC_STATE.get_ptr_mut(service.svc_id)
@@ -177,11 +182,16 @@ fn random() -> u32 {
 
 #[inline(always)]
 fn backend_at<'a>(service: &Service, number: u32) -> Option<(&'a Slot, &'a Backend)> {
+    // `%` would call a panic that never returns, which the verifier rejects.
+    slot_at(service, number.checked_rem(service.slots)?)
+}
+
+#[inline(always)]
+fn slot_at<'a>(service: &Service, slot: u32) -> Option<(&'a Slot, &'a Backend)> {
     let key = SlotKey {
         svc_id: service.svc_id,
         generation: service.generation,
-        // `%` would call a panic that never returns, which the verifier rejects.
-        slot: number.checked_rem(service.slots)?,
+        slot,
     };
     // SAFETY: slots and backends are written before the service that names them.
     unsafe {

@@ -23,6 +23,7 @@ mod churn;
 mod connect;
 mod curl;
 mod envoy;
+pub mod foreign;
 mod go_control_plane;
 pub mod http1;
 mod id;

@@ -1,5 +1,7 @@
 //! The hash functions of Envoy's consistent load balancing.
 
+use std::net::IpAddr;
+
 use xxhash_rust::xxh64::xxh64;
 
 /// The seed of `std::hash` in libstdc++, which older consistent hashing was built with.
@@ -23,6 +25,11 @@ impl HashFunction {
             Self::Murmur2 => murmur2(key),
         }
     }
+}
+
+/// The hash of a client's address (Envoy: `SourceIpHashMethod`).
+pub fn source_ip(ip: IpAddr) -> u64 {
+    xxh64(ip.to_string().as_bytes(), 0)
 }
 
 /// MurmurHash64A, with libstdc++'s seed.

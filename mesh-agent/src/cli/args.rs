@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use super::duration;
 use super::identity::IdentityArgs;
 use super::xds::XdsArgs;
+use crate::datapath::MapSize;
 
 const ABOUT: &str = "\
 Examples:
@@ -152,6 +153,15 @@ pub struct RunArgs {
         default_value = DEFAULT_BPFFS
     )]
     pub bpffs: PathBuf,
+    /// Gives a kernel map room for so many entries instead of the default, which `mesh-agent status`
+    /// shows; may be given several times. Maps that an agent before this one left keep their size.
+    #[arg(
+        long = "map-size",
+        env = "MESH_MAP_SIZES",
+        value_name = "NAME=ENTRIES",
+        value_delimiter = ','
+    )]
+    pub map_sizes: Vec<MapSize>,
     /// What is left in the kernel when the agent is stopped. `keep` is for replacing it by another
     /// version: the next one takes over what runs in the kernel without a gap, and what needs an
     /// agent is refused until then.

@@ -163,8 +163,8 @@ fn table(status: &Value) -> String {
     }
     let _ = writeln!(
         out,
-        "\n{:<24} {:<28} {:<7} {:>8} {:>7} {:>7}  WHY",
-        "SERVICE", "ADDRESS", "VERDICT", "BACKENDS", "ACTIVE", "REFUSED"
+        "\n{:<24} {:<28} {:<7} {:>8} {:>7} {:>7} {:>7}  WHY",
+        "SERVICE", "ADDRESS", "VERDICT", "BACKENDS", "ACTIVE", "EJECTED", "DENIED"
     );
     for service in list(&status["services"]) {
         let ip = text(&service["address"]);
@@ -175,12 +175,13 @@ fn table(status: &Value) -> String {
         };
         let _ = writeln!(
             out,
-            "{:<24} {:<28} {:<7} {:>8} {:>7} {:>7}  {}",
+            "{:<24} {:<28} {:<7} {:>8} {:>7} {:>7} {:>7}  {}",
             text(&service["name"]),
             format!("{address}:{}", service["port"]),
             text(&service["verdict"]),
             list(&service["backends"]).len(),
             service["active"].to_string(),
+            service["ejected"].to_string(),
             service["refused"].to_string(),
             text(&service["why"])
         );

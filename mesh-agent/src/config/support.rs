@@ -48,7 +48,7 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        "cluster weighted_clusters idle_timeout max_connect_attempts access_log",
+        "cluster weighted_clusters idle_timeout max_connect_attempts access_log hash_policy",
         // Entries are written at the end, whatever else is asked for.
         "stat_prefix access_log_options",
     ),

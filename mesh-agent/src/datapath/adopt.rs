@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::net::SocketAddr;
 
-use mesh_common::{Service, ServiceKey, Slot, SlotKey};
+use mesh_common::{LbKind, Service, ServiceKey, Slot, SlotKey};
 
 use super::DatapathError;
 use super::backends::Backends;
@@ -30,16 +30,16 @@ pub(super) fn services(maps: &mut ServiceMaps) -> Result<Reconciler, DatapathErr
     let inherited: BTreeMap<ServiceKey, Inherited> = services
         .into_iter()
         .map(|(key, service)| {
-            let slots = (0..service.slots)
-                .filter_map(|slot| {
-                    let slot = SlotKey {
-                        svc_id: service.svc_id,
-                        generation: service.generation,
-                        slot,
-                    };
-                    let slot = *written.get(&slot)?;
-                    Some((slot, *backends.get(&slot.backend_id)?))
-                })
+            let at = |slot| SlotKey {
+                svc_id: service.svc_id,
+                generation: service.generation,
+                slot,
+            };
+            // Those of single pods come last.
+            let slots = written
+                .range(at(0)..=at(u32::MAX))
+                .filter(|(key, _)| belongs(key, &service))
+                .filter_map(|(key, slot)| Some((key.slot, *slot, *backends.get(&slot.backend_id)?)))
                 .collect();
             (key, Inherited { service, slots })
         })
@@ -49,9 +49,8 @@ pub(super) fn services(maps: &mut ServiceMaps) -> Result<Reconciler, DatapathErr
         .map(|inherited| (inherited.service.svc_id, &inherited.service))
         .collect();
     for key in written.keys() {
-        let holds = live.get(&key.svc_id).is_some_and(|service| {
-            key.generation == service.generation && key.slot < service.slots
-        });
+        let service = live.get(&key.svc_id);
+        let holds = service.is_some_and(|service| belongs(key, service));
         if !holds {
             let _ = maps.slots.remove(key);
         }
@@ -63,15 +62,17 @@ pub(super) fn services(maps: &mut ServiceMaps) -> Result<Reconciler, DatapathErr
     Ok(Reconciler::inherit(inherited, backends))
 }
 
-/// Numbers that no pod, view or capture setting in the maps has.
+/// Whether the kernel looks at a slot.
+fn belongs(key: &SlotKey, service: &Service) -> bool {
+    let read = key.slot < service.slots
+        || service.lb == LbKind::SourceAddress as u8 && key.slot >= SlotKey::of_pod(0);
+    key.generation == service.generation && read
+}
+
+/// What other agents enrolled.
 pub(super) fn pods(maps: &PodMaps) -> Pods {
-    let (mut pod_id, mut view_id, mut capture_id) = (0, 0, 0);
-    for (_, pod) in maps.pods.iter().flatten() {
-        pod_id = pod_id.max(pod.pod_id);
-        view_id = view_id.max(pod.view_id);
-        capture_id = capture_id.max(pod.capture_id);
-    }
-    Pods::starting_after(pod_id, view_id, capture_id)
+    let pods = maps.pods.iter().flatten().map(|(_, pod)| pod).collect();
+    Pods::inherited_from(pods)
 }
 
 /// Keys that are not to stay.

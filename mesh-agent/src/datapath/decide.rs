@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_common::{LbKind, OUTBOUND_PORT};
@@ -24,7 +25,7 @@ const DEFAULT_TCP_IDLE: Duration = Duration::from_secs(3600);
 const LIKELY_PENDING: u32 = 1024;
 
 /// Where a service's connections go.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum Placement {
     /// To where they were dialled.
     Pass,
@@ -34,6 +35,8 @@ pub enum Placement {
         lb: LbKind,
         /// Among these; empty refuses.
         backends: Vec<Weighted>,
+        /// The cluster whose endpoint is chosen by the client's address.
+        by_source: Option<Arc<ClusterView>>,
     },
     /// To the agent.
     Agent,
@@ -42,7 +45,7 @@ pub enum Placement {
 }
 
 /// A placement and the reason `status` shows.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Decision {
     /// Where.
     pub placement: Placement,
@@ -163,7 +166,24 @@ fn decide_tcp(proxy: &TcpProxy, view: &View) -> Decision {
             return Decision::agent(format!("cluster {}: {why}", cluster.config.name));
         }
     }
-    direct(view.id, &clusters)
+    if proxy.hash_source_ip
+        && clusters.len() > 1
+        && let Some((cluster, _)) = clusters.iter().find(|(one, _)| is_by_hash(one))
+    {
+        // Which of the clusters it is, is drawn at random; a pod would have a slot of each.
+        return Decision::agent(format!(
+            "cluster {} by hash of the client's address is one of several",
+            cluster.config.name
+        ));
+    }
+    direct(view.id, &clusters, proxy.hash_source_ip)
+}
+
+fn is_by_hash(cluster: &ClusterView) -> bool {
+    matches!(
+        cluster.config.lb,
+        LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. }
+    )
 }
 
 /// What a cluster asks for that only the agent can do.
@@ -177,6 +197,8 @@ fn needs_agent(cluster: &ClusterView) -> Option<&'static str> {
         Some("upstream_bind_config is set")
     } else if config.tcp_keepalive.is_some() {
         Some("tcp_keepalive is set")
+    } else if matches!(config.lb, LbPolicy::LeastRequest { choice_count, .. } if choice_count > 2) {
+        Some("LEAST_REQUEST with a choice_count above 2: the kernel looks at two endpoints")
     } else if breakers.max_pending_requests < breakers.max_connections.min(LIKELY_PENDING) {
         Some(
             "circuit_breakers.max_pending_requests is low: the kernel counts no connects in flight",
@@ -186,7 +208,7 @@ fn needs_agent(cluster: &ClusterView) -> Option<&'static str> {
     }
 }
 
-fn direct(view: ViewId, clusters: &[(&std::sync::Arc<ClusterView>, f64)]) -> Decision {
+fn direct(view: ViewId, clusters: &[(&Arc<ClusterView>, f64)], hash_source_ip: bool) -> Decision {
     let total: f64 = clusters.iter().map(|(_, weight)| weight).sum();
     let mut backends = Vec::new();
     for (cluster, weight) in clusters {
@@ -201,6 +223,10 @@ fn direct(view: ViewId, clusters: &[(&std::sync::Arc<ClusterView>, f64)]) -> Dec
     }
     let (lb, why) = match clusters {
         [(cluster, _)] => match cluster.config.lb {
+            LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. } if hash_source_ip => (
+                LbKind::SourceAddress,
+                "plain tcp_proxy, by hash of the client's address",
+            ),
             // Connections have no hash: any endpoint will do.
             LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. } => {
                 (LbKind::Random, "plain tcp_proxy, by hash of nothing")
@@ -217,8 +243,16 @@ fn direct(view: ViewId, clusters: &[(&std::sync::Arc<ClusterView>, f64)]) -> Dec
         // Envoy draws the cluster at random, so the slots are drawn at random.
         _ => (LbKind::Random, "plain tcp_proxy, weighted clusters"),
     };
+    let by_source = match clusters {
+        [(cluster, _)] if lb == LbKind::SourceAddress => Some(Arc::clone(cluster)),
+        _ => None,
+    };
     Decision {
-        placement: Placement::Direct { lb, backends },
+        placement: Placement::Direct {
+            lb,
+            backends,
+            by_source,
+        },
         why: why.into(),
     }
 }

@@ -28,7 +28,7 @@ pub enum DatapathError {
         reason: aya::programs::ProgramError,
     },
     /// A program could not be attached.
-    #[error("cannot attach program {program} to {target}: {reason}")]
+    #[error("cannot attach program {program} to {target}: {reason}{}", alone(.reason))]
     Attach {
         /// Its name.
         program: &'static str,
@@ -77,6 +77,19 @@ pub enum DatapathError {
         /// Who wanted it.
         pod: String,
     },
+}
+
+/// Explains EPERM: another program wants its cgroup for itself.
+fn alone(reason: &aya::programs::ProgramError) -> &'static str {
+    match reason {
+        aya::programs::ProgramError::SyscallError(error)
+            if error.io_error.raw_os_error() == Some(libc::EPERM) =>
+        {
+            "; perhaps another tool's program is attached there without BPF_F_ALLOW_MULTI: \
+             `bpftool cgroup tree` shows it; detach it, or have it attached with that flag"
+        }
+        _ => "",
+    }
 }
 
 /// Explains E2BIG: the map has no room.

@@ -34,7 +34,7 @@ impl Datapath {
         if changed.is_empty() {
             return Report::default();
         }
-        let plan = Plan::of_clusters(&snapshot, &changed);
+        let plan = Plan::of_clusters(&snapshot, &changed, &self.pods.sources());
         self.reconciler.apply(plan, &mut self.services)
     }
 }

@@ -28,6 +28,7 @@ use super::plan::Plan;
 use super::pods::{Enrolment, Pods};
 use super::reconcile::{Reconciler, Report};
 use super::sockets::Sockets;
+use super::sources::Source;
 use super::{DatapathError, adopt, object};
 
 /// How the kernel side is set up.
@@ -42,7 +43,57 @@ pub struct Options {
     /// A bpf file system, in which maps and links are pinned so that they outlive the agent. `None`:
     /// everything ends with it.
     pub bpffs: Option<PathBuf>,
+    /// Maps that are to be of another size. What is pinned already keeps its own.
+    pub map_sizes: Vec<MapSize>,
 }
+
+/// How many entries a map has room for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapSize {
+    /// Its name.
+    pub map: String,
+    /// Entries at most.
+    pub entries: u32,
+}
+
+impl std::str::FromStr for MapSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('=');
+        let size = parts.and_then(|(map, entries)| {
+            let entries: u32 = entries.parse().ok().filter(|entries| *entries > 0)?;
+            Some(Self {
+                map: map.to_owned(),
+                entries,
+            })
+        });
+        let size = size.ok_or("must be NAME=ENTRIES, for example SVC=1000")?;
+        if !RESIZABLE.contains(&&*size.map) {
+            return Err(format!(
+                "{} is not one of {}",
+                size.map,
+                RESIZABLE.join(", ")
+            ));
+        }
+        Ok(size)
+    }
+}
+
+/// Maps that hold what is configured.
+const RESIZABLE: [&str; 11] = [
+    "PODS",
+    "IN_PODS",
+    "LISTEN",
+    "CIDRS",
+    "AUTHZ",
+    "PORTS",
+    "SVC",
+    "SVC_STATE",
+    "SLOTS",
+    "BACK",
+    "CONNS",
+];
 
 /// The loaded programs and their maps. Dropping it detaches everything.
 #[allow(missing_debug_implementations)]
@@ -54,7 +105,7 @@ pub struct Datapath {
     pub(super) reconciler: Reconciler,
     /// The snapshot that the service maps hold whole.
     pub(super) applied: Option<Arc<Snapshot>>,
-    pods: Pods,
+    pub(super) pods: Pods,
     agent_cgroup: u64,
     original_dst: Arc<KernelOriginalDst>,
     pins: Option<Pins>,
@@ -66,6 +117,7 @@ pub struct Datapath {
     pub(super) health: HashMap<usize, u64>,
     /// Clusters whose services were written last time, and will be once more.
     pub(super) replanned: Vec<(ViewId, Name)>,
+    pub(super) map_sizes: Vec<MapSize>,
 }
 
 /// cgroup/connect, getpeername and getsockname programs.
@@ -109,6 +161,9 @@ impl Datapath {
         for (name, path) in pins.iter().flat_map(Pins::map_paths) {
             loader.map_pin_path(name, path);
         }
+        for size in &options.map_sizes {
+            loader.map_max_entries(&size.map, size.entries);
+        }
         let mut ebpf = loader
             .override_global("HAS_MPTCP", &has_mptcp, false)
             .override_global("HAS_SET_RETVAL", &has_set_retval, true)
@@ -134,6 +189,7 @@ impl Datapath {
             sockets: None,
             health: HashMap::new(),
             replanned: Vec::new(),
+            map_sizes: options.map_sizes.clone(),
         };
         datapath.heartbeat()?;
         if !datapath.pins.as_ref().is_some_and(Pins::has_outdated) {
@@ -198,9 +254,10 @@ impl Datapath {
 
     /// Brings the service maps up to the snapshot.
     pub fn apply(&mut self, snapshot: &Arc<Snapshot>) -> Report {
+        let sources = self.pods.sources();
         let plan = match &self.applied {
-            Some(before) => Plan::update(before, snapshot),
-            None => Plan::new(snapshot),
+            Some(before) => Plan::update(before, snapshot, &sources),
+            None => Plan::new(snapshot, &sources),
         };
         let report = self.reconciler.apply(plan, &mut self.services);
         // What failed is tried again with the next snapshot.
@@ -219,15 +276,42 @@ impl Datapath {
     /// # Errors
     /// A map is full, or the namespace does not take the program.
     pub fn enrol(&mut self, enrolment: &Enrolment<'_>) -> Result<(), DatapathError> {
+        self.place_source(enrolment);
         let (ebpf, pins) = (&mut self.ebpf, self.pins.as_ref());
-        let changed = self.pods.put(&mut self.pod_maps, enrolment, || {
+        let put = self.pods.put(&mut self.pod_maps, enrolment, || {
             let key = enrolment.pod.workload.key();
             attach_netns(ebpf, &enrolment.pod.netns, &key, pins)
-        })?;
+        });
+        if put.is_err() && self.pods.cookie(enrolment.pod.id).is_none() {
+            // Nothing of a pod that was not enrolled stays.
+            self.pods.undo(&mut self.pod_maps, enrolment);
+            if let Some(pins) = pins {
+                pins.forget_pod(enrolment.pod.netns.cookie());
+            }
+        }
+        let changed = put?;
         if let (Some(rules), Some(sockets)) = (changed, &self.sockets) {
             sockets.revoke(enrolment.pod.clone(), enrolment.ips.to_vec(), rules);
         }
         Ok(())
+    }
+
+    /// Before a pod is caught, services that look at its address know where it goes.
+    fn place_source(&mut self, enrolment: &Enrolment<'_>) {
+        let view = enrolment.pod.view();
+        let source = Source::new(enrolment.pod.id.0, enrolment.ips);
+        let Some(snapshot) = &self.applied else {
+            return;
+        };
+        if self.pods.knows_source(view, &source) {
+            return;
+        }
+        let mut sources = self.pods.sources();
+        sources.add(view, source);
+        let plan = Plan::of_sources(snapshot, view, &sources);
+        for (_, error) in self.reconciler.apply(plan, &mut self.services).failed {
+            tracing::error!(%error, "a pod's endpoints are drawn at random");
+        }
     }
 
     /// Whether another agent left services or pods behind.

@@ -209,7 +209,8 @@ impl Pins {
             return Ok(());
         };
         let mut aside = self.root.clone().into_os_string();
-        aside.push(".foreign");
+        // Names in a bpf file system have no dots.
+        aside.push("-foreign");
         let aside = PathBuf::from(aside);
         tracing::warn!(map = name, path = %self.root.display(), "a pinned map has another layout than it claims; all are made anew");
         if aside.exists() {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mesh_common::{Addr, LbKind, Service, ServiceFlags, ServiceKey, TCP, Verdict};
+use mesh_common::{Addr, LbKind, Service, ServiceFlags, ServiceKey, SlotKey, TCP, Verdict};
 
 use crate::config::model::Name;
 use crate::config::model::listener::Listener;
@@ -14,6 +14,8 @@ use crate::config::model::workload::OutboundTrafficPolicy;
 use crate::snapshot::{ANYTHING, Difference, Snapshot, View, ViewId};
 
 use super::decide::{Decision, Placement, decide};
+use super::failure;
+use super::sources::{self, Source, Sources};
 use crate::balance::rotation::rotation;
 use crate::snapshot::slots::{Limits, Weighted};
 
@@ -57,6 +59,8 @@ pub struct ServicePlan {
     pub lb: LbKind,
     /// Backends in slot order.
     pub slots: Vec<PlannedSlot>,
+    /// Slots of single pods, by number, where the client's address decides.
+    pub by_pod: BTreeMap<u32, PlannedSlot>,
     /// Without the agent, connections go on without it instead of being refused.
     pub fail_open: bool,
     /// Why it runs where it runs.
@@ -73,6 +77,15 @@ pub struct PlannedSlot {
 }
 
 impl ServicePlan {
+    /// All slots with their numbers in the kernel.
+    pub(super) fn numbered(&self) -> impl Iterator<Item = (u32, PlannedSlot)> {
+        let by_pod = self
+            .by_pod
+            .iter()
+            .map(|(pod, slot)| (SlotKey::of_pod(*pod), *slot));
+        (0..).zip(self.slots.iter().copied()).chain(by_pod)
+    }
+
     /// What another agent must have planned to have written this. Nobody knows its reason any
     /// more, so it equals no plan of ours and is written again.
     pub(super) fn inherited(service: &Service, slots: Vec<PlannedSlot>) -> Self {
@@ -86,6 +99,7 @@ impl ServicePlan {
             },
             lb: LbKind::RoundRobin,
             slots,
+            by_pod: BTreeMap::new(),
             fail_open: service.flags & ServiceFlags::FAIL_OPEN != 0,
             why: "left by an agent that is gone".into(),
         }
@@ -94,16 +108,33 @@ impl ServicePlan {
 
 impl Plan {
     /// The whole plan for a snapshot.
-    pub fn new(snapshot: &Snapshot) -> Self {
+    pub fn new(snapshot: &Snapshot, sources: &Sources) -> Self {
         let mut plan = Self::default();
         for view in snapshot.views.values() {
-            plan.add_view(view);
+            plan.add_view(view, sources);
+        }
+        plan
+    }
+
+    /// What changes when pods that look at a view come or have other addresses: services that look
+    /// at their clients' addresses.
+    pub fn of_sources(snapshot: &Snapshot, view: ViewId, sources: &Sources) -> Self {
+        let mut plan = Self {
+            scope: Scope::Views(BTreeSet::new()),
+            ..Self::default()
+        };
+        if let Some(view) = snapshot.views.get(&view) {
+            for (address, listener) in view.outbound.all() {
+                if sources::matter(listener) {
+                    plan.add(view, address, listener, sources);
+                }
+            }
         }
         plan
     }
 
     /// What changes from one snapshot to the next, which may be several later.
-    pub fn update(before: &Snapshot, snapshot: &Snapshot) -> Self {
+    pub fn update(before: &Snapshot, snapshot: &Snapshot, sources: &Sources) -> Self {
         let mut plan = Self::default();
         let gone = before.views.keys().copied();
         let mut whole: BTreeSet<ViewId> =
@@ -113,16 +144,16 @@ impl Plan {
                 Some(known) if Arc::ptr_eq(known, view) => {}
                 Some(known) => match &view.difference {
                     Difference::Endpoints { since, clusters } if *since == known.generation => {
-                        plan.add_users(view, clusters);
+                        plan.add_users(view, clusters, sources);
                     }
                     _ => {
                         whole.insert(*id);
-                        plan.add_view(view);
+                        plan.add_view(view, sources);
                     }
                 },
                 None => {
                     whole.insert(*id);
-                    plan.add_view(view);
+                    plan.add_view(view, sources);
                 }
             }
         }
@@ -131,31 +162,35 @@ impl Plan {
     }
 
     /// What changes when endpoints of these clusters are ejected or come back.
-    pub fn of_clusters(snapshot: &Snapshot, clusters: &[(ViewId, Name)]) -> Self {
+    pub fn of_clusters(
+        snapshot: &Snapshot,
+        clusters: &[(ViewId, Name)],
+        sources: &Sources,
+    ) -> Self {
         let mut plan = Self {
             scope: Scope::Views(BTreeSet::new()),
             ..Self::default()
         };
         for (view, name) in clusters {
             if let Some(view) = snapshot.views.get(view) {
-                plan.add_users(view, std::slice::from_ref(name));
+                plan.add_users(view, std::slice::from_ref(name), sources);
             }
         }
         plan
     }
 
     /// Plans the services whose connections go to one of these clusters.
-    fn add_users(&mut self, view: &View, clusters: &[Name]) {
+    fn add_users(&mut self, view: &View, clusters: &[Name], sources: &Sources) {
         for name in clusters {
             for (address, listener) in view.outbound.users(name) {
-                self.add(view, *address, listener);
+                self.add(view, *address, listener, sources);
             }
         }
     }
 
-    fn add_view(&mut self, view: &View) {
+    fn add_view(&mut self, view: &View, sources: &Sources) {
         for (address, listener) in view.outbound.all() {
-            self.add(view, address, listener);
+            self.add(view, address, listener, sources);
         }
         if view.outbound.catch_all().is_some()
             || view.outbound_traffic_policy != OutboundTrafficPolicy::RegistryOnly
@@ -167,31 +202,59 @@ impl Plan {
                 placement: Placement::Deny,
                 why: "outbound_traffic_policy is REGISTRY_ONLY".into(),
             };
-            self.insert(view, anything, "REGISTRY_ONLY".into(), decision);
+            self.insert(view, anything, "REGISTRY_ONLY".into(), decision, &[]);
         }
     }
 
-    fn add(&mut self, view: &View, address: SocketAddr, listener: &Arc<Listener>) {
+    fn add(
+        &mut self,
+        view: &View,
+        address: SocketAddr,
+        listener: &Arc<Listener>,
+        sources: &Sources,
+    ) {
         let port = (address.port() != 0).then_some(address.port());
         let ip = (!address.ip().is_unspecified()).then_some(address.ip());
-        self.insert(
+        let key = self.insert(
             view,
             address,
             listener.name.clone(),
             decide(listener, ip, port, view),
+            sources.of(view.id),
         );
+        if let Some(service) = self.services.get_mut(&key) {
+            service.fail_open =
+                service.verdict == Verdict::Agent && failure::allows(listener, view);
+        }
     }
 
-    fn insert(&mut self, view: &View, address: SocketAddr, name: Name, decision: Decision) {
+    fn insert(
+        &mut self,
+        view: &View,
+        address: SocketAddr,
+        name: Name,
+        decision: Decision,
+        sources: &[Source],
+    ) -> ServiceKey {
         let key = ServiceKey {
             view_id: view.id.0,
             addr: Addr::from(address.ip()),
             port: address.port(),
             proto: TCP as u16,
         };
+        let mut by_pod = BTreeMap::new();
         let (verdict, lb, backends) = match decision.placement {
             Placement::Pass => (Verdict::Pass, LbKind::RoundRobin, Vec::new()),
-            Placement::Direct { lb, backends } => (Verdict::Direct, lb, backends),
+            Placement::Direct {
+                lb,
+                backends,
+                by_source,
+            } => {
+                if let Some(cluster) = by_source {
+                    by_pod = sources::slots(view.id, &cluster, address, sources);
+                }
+                (Verdict::Direct, lb, backends)
+            }
             Placement::Agent => (Verdict::Agent, LbKind::RoundRobin, Vec::new()),
             Placement::Deny => (Verdict::Deny, LbKind::RoundRobin, Vec::new()),
         };
@@ -219,10 +282,16 @@ impl Plan {
                 verdict,
                 lb,
                 slots,
+                by_pod: if verdict == Verdict::Direct {
+                    by_pod
+                } else {
+                    BTreeMap::new()
+                },
                 fail_open: false,
                 why,
             },
         );
+        key
     }
 }
 

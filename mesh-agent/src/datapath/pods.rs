@@ -21,7 +21,9 @@ use super::adopt::stale;
 use super::authz::InboundRules;
 use super::capture::{CaptureEntries, entries};
 use super::error::map_error;
+use super::failure;
 use super::maps::PodMaps;
+use super::sources::{Source, Sources};
 
 /// What the kernel needs to know to catch a pod's connections.
 #[derive(Debug)]
@@ -65,6 +67,8 @@ pub(super) struct Pods {
     enrolled: HashMap<PodId, Enrolled>,
     settings: HashMap<Arc<Capture>, Settings>,
     last_capture_id: u32,
+    /// What another agent enrolled, until that is dropped.
+    inherited: Vec<PodEntry>,
     /// The highest number of a pod that another agent enrolled.
     inherited_pod_id: u32,
     /// The highest number of a view that one of those looks at.
@@ -97,8 +101,24 @@ impl Pods {
                 });
             }
         }
-        let (capture_id, capture_flags) = self.acquire(maps, enrolment.capture)?;
-        let mut flags = capture_flags;
+        let capture = self.acquire(maps, enrolment.capture)?;
+        let written = self.write(maps, enrolment, name, capture, attach);
+        if written.is_err() {
+            let _ = self.release(maps, enrolment.capture);
+        }
+        written
+    }
+
+    /// Everything of a pod, with the number of its capture settings and the flags they mean.
+    fn write(
+        &mut self,
+        maps: &mut PodMaps,
+        enrolment: &Enrolment<'_>,
+        name: String,
+        (capture_id, mut flags): (u32, u32),
+        attach: impl FnOnce() -> Result<Option<SkLookupLink>, DatapathError>,
+    ) -> Result<Option<InboundRules>, DatapathError> {
+        let pod = enrolment.pod;
         let mut rules = match (enrolment.inbound, enrolment.rules) {
             (Some(_), Some(listener)) => InboundRules::new(listener, enrolment.ips),
             _ => InboundRules::default(),
@@ -110,6 +130,9 @@ impl Pods {
         }
         if !rules.is_empty() {
             flags |= PodFlags::INBOUND_RULES;
+        }
+        if enrolment.inbound.is_some() && enrolment.rules.is_some_and(failure::closes_inbound) {
+            flags |= PodFlags::INBOUND_FAIL_CLOSED;
         }
         let addresses: BTreeSet<IpAddr> = if enrolment.inbound.is_some() {
             enrolment.ips.iter().copied().collect()
@@ -183,6 +206,31 @@ impl Pods {
         Ok((rules != old_rules && !rules.is_empty()).then_some(rules))
     }
 
+    /// Removes what [`Self::put`] wrote of a pod before it failed. What cannot be removed was not
+    /// written.
+    pub(super) fn undo(&self, maps: &mut PodMaps, enrolment: &Enrolment<'_>) {
+        let id = enrolment.pod.id;
+        for address in enrolment.ips {
+            let address = Addr::from(*address);
+            if maps
+                .in_pods
+                .get(&address, 0)
+                .is_ok_and(|pod| pod.pod_id == id.0)
+            {
+                let _ = maps.in_pods.remove(&address);
+            }
+        }
+        let _ = maps.listen.remove(&ListenKey {
+            pod_id: id.0,
+            kind: ListenKind::INBOUND,
+        });
+        if let Some(listener) = enrolment.rules {
+            let rules = InboundRules::new(listener, enrolment.ips);
+            drop_rules(maps, &rules, &InboundRules::default(), id);
+        }
+        let _ = maps.pods.remove(&enrolment.pod.netns.cookie());
+    }
+
     /// Lets a pod go: new connections are plain from here on.
     pub(super) fn remove(&mut self, maps: &mut PodMaps, id: PodId) -> Result<(), DatapathError> {
         let Some(old) = self.enrolled.remove(&id) else {
@@ -209,14 +257,32 @@ impl Pods {
         results.into_iter().collect()
     }
 
-    /// None yet, and numbers beyond these.
-    pub(super) fn starting_after(pod_id: u32, view_id: u32, capture_id: u32) -> Self {
+    /// None yet, and numbers beyond those of these.
+    pub(super) fn inherited_from(pods: Vec<PodEntry>) -> Self {
+        let highest = |of: fn(&PodEntry) -> u32| pods.iter().map(of).max().unwrap_or(0);
         Self {
-            last_capture_id: capture_id,
-            inherited_pod_id: pod_id,
-            inherited_view_id: view_id,
+            last_capture_id: highest(|pod| pod.capture_id),
+            inherited_pod_id: highest(|pod| pod.pod_id),
+            inherited_view_id: highest(|pod| pod.view_id),
+            inherited: pods,
             ..Self::default()
         }
+    }
+
+    /// Who connects from this node, those another agent enrolled included.
+    pub(super) fn sources(&self) -> Sources {
+        let mut sources = Sources::default();
+        let ours = self.enrolled.values().map(|pod| &pod.entry);
+        for pod in ours.chain(&self.inherited) {
+            sources.add(ViewId(pod.view_id), source(pod));
+        }
+        sources
+    }
+
+    /// Whether a pod is enrolled with this view and these addresses already.
+    pub(super) fn knows_source(&self, view: ViewId, wanted: &Source) -> bool {
+        let known = self.enrolled.get(&PodId(wanted.pod_id));
+        known.is_some_and(|known| known.entry.view_id == view.0 && source(&known.entry) == *wanted)
     }
 
     /// The highest number of a pod that another agent enrolled; ours must be higher.
@@ -235,7 +301,8 @@ impl Pods {
     }
 
     /// Removes what another agent left and nobody took over.
-    pub(super) fn drop_inherited(&self, maps: &mut PodMaps) {
+    pub(super) fn drop_inherited(&mut self, maps: &mut PodMaps) {
+        self.inherited.clear();
         let cookies = self.cookies();
         let settings: HashSet<u32> = self.settings.values().map(|one| one.id).collect();
         let ours = |id: u32| self.enrolled.contains_key(&PodId(id));
@@ -337,6 +404,15 @@ impl Pods {
                 .map_err(map_error("PORTS", "remove a port"))?;
         }
         Ok(())
+    }
+}
+
+/// Where a pod's connections come from.
+fn source(pod: &PodEntry) -> Source {
+    Source {
+        pod_id: pod.pod_id,
+        v4: (pod.own_v4 != 0).then(|| Addr::from_v4_be(pod.own_v4).into()),
+        v6: (pod.own_v6 != Addr::UNSPECIFIED).then(|| pod.own_v6.into()),
     }
 }
 

@@ -3,7 +3,7 @@
 //! The kernel never sees half a list: backends are written first, then the slots of the next
 //! generation, then one update of the service flips to it, and only then does the old go.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
 
 use mesh_common::{Service, ServiceFlags, ServiceKey, Slot, SlotKey};
@@ -32,15 +32,22 @@ pub struct Report {
 pub(super) struct Installed {
     pub(super) plan: ServicePlan,
     pub(super) service: Service,
-    /// In order.
-    slots: Vec<Slot>,
+    /// In order of the plan's, with their numbers.
+    slots: Vec<(u32, Slot)>,
 }
 
 impl Installed {
     /// Addresses and slots in order.
     pub(super) fn backends(&self) -> impl Iterator<Item = (SocketAddr, Slot)> {
         let addresses = self.plan.slots.iter().map(|slot| slot.address);
-        addresses.zip(self.slots.iter().copied())
+        addresses.zip(self.slots.iter().map(|(_, slot)| *slot))
+    }
+}
+
+impl Installed {
+    /// All slots of the plan.
+    fn planned(&self) -> Vec<PlannedSlot> {
+        self.plan.numbered().map(|(_, slot)| slot).collect()
     }
 }
 
@@ -48,8 +55,9 @@ impl Installed {
 #[derive(Debug)]
 pub(super) struct Inherited {
     pub(super) service: Service,
-    /// What is written, and the addresses that stands for.
-    pub(super) slots: Vec<(Slot, SocketAddr)>,
+    /// What is written under which number, and the addresses that stands for; those of single
+    /// pods last.
+    pub(super) slots: Vec<(u32, Slot, SocketAddr)>,
 }
 
 /// Mirrors the service maps.
@@ -58,6 +66,9 @@ pub struct Reconciler {
     services: BTreeMap<ServiceKey, Installed>,
     backends: Backends,
     last_svc_id: u32,
+    /// Views of which a service found no room: the agent takes whatever no service of the kernel
+    /// does.
+    crowded: BTreeSet<u32>,
 }
 
 impl Reconciler {
@@ -71,7 +82,7 @@ impl Reconciler {
             reconciler.last_svc_id = reconciler.last_svc_id.max(service.svc_id);
             let planned: Vec<PlannedSlot> = slots
                 .iter()
-                .map(|(slot, address)| PlannedSlot {
+                .map(|(_, slot, address)| PlannedSlot {
                     address: *address,
                     limits: Limits {
                         cluster: slot.cluster,
@@ -83,7 +94,10 @@ impl Reconciler {
                 })
                 .collect();
             reconciler.backends.keep(&planned);
-            let slots = slots.into_iter().map(|(slot, _)| slot).collect();
+            let slots = slots
+                .into_iter()
+                .map(|(number, slot, _)| (number, slot))
+                .collect();
             let plan = ServicePlan::inherited(&service, planned);
             reconciler.services.insert(
                 key,
@@ -100,25 +114,32 @@ impl Reconciler {
     /// Applies a plan.
     pub fn apply(&mut self, plan: Plan, sink: &mut impl Sink) -> Report {
         let mut report = Report::default();
+        let is_gone = |key: &ServiceKey| {
+            plan.scope.contains(key)
+                && !plan.services.contains_key(key)
+                && !(crowded::is_rest(key) && self.crowded.contains(&key.view_id))
+        };
         let gone: Vec<ServiceKey> = self
             .services
             .keys()
-            .filter(|key| plan.scope.contains(key) && !plan.services.contains_key(key))
+            .filter(|key| is_gone(key))
             .copied()
             .collect();
-        for (key, wanted) in plan.services {
-            if self
-                .services
-                .get(&key)
-                .is_some_and(|installed| installed.plan == wanted)
-            {
-                continue;
-            }
-            match self.put(key, wanted, sink) {
-                Ok(()) => report.changed += 1,
-                Err(error) => report.failed.push((key, error)),
+        let (rest, services): (Vec<_>, Vec<_>) = plan
+            .services
+            .into_iter()
+            .partition(|(key, _)| crowded::is_rest(key));
+        self.make_room(&plan.scope, &services, sink);
+        for (key, wanted) in services {
+            self.bring(key, wanted, sink, &mut report);
+        }
+        let crowded = self.find_crowded(&plan.scope, &report);
+        for (key, wanted) in rest {
+            if !crowded.contains(&key.view_id) {
+                self.bring(key, wanted, sink, &mut report);
             }
         }
+        self.relieve(crowded, &plan.scope, sink);
         for key in gone {
             match self.remove(key, sink) {
                 Ok(()) => report.removed += 1,
@@ -127,6 +148,24 @@ impl Reconciler {
         }
         self.sweep(sink);
         report
+    }
+
+    /// Writes a service that is not as wanted.
+    fn bring(
+        &mut self,
+        key: ServiceKey,
+        wanted: ServicePlan,
+        sink: &mut impl Sink,
+        report: &mut Report,
+    ) {
+        let installed = self.services.get(&key);
+        if installed.is_some_and(|installed| installed.plan == wanted) {
+            return;
+        }
+        match self.put(key, wanted, sink) {
+            Ok(()) => report.changed += 1,
+            Err(error) => report.failed.push((key, error)),
+        }
     }
 
     /// Removes counters and backends that no service names any more, once no connection is left
@@ -146,7 +185,7 @@ impl Reconciler {
         self.services.iter()
     }
 
-    fn put(
+    pub(super) fn put(
         &mut self,
         key: ServiceKey,
         wanted: ServicePlan,
@@ -164,8 +203,9 @@ impl Reconciler {
                 (self.last_svc_id, 0, Vec::new())
             }
         };
-        let slots = match self.backends.acquire(&wanted.slots, sink) {
-            Ok(slots) => slots,
+        let (numbers, planned): (Vec<u32>, Vec<PlannedSlot>) = wanted.numbered().unzip();
+        let slots: Vec<(u32, Slot)> = match self.backends.acquire(&planned, sink) {
+            Ok(slots) => numbers.into_iter().zip(slots).collect(),
             Err(error) => {
                 self.forget_new(key, svc_id, sink);
                 return Err(error);
@@ -178,14 +218,14 @@ impl Reconciler {
             generation
         };
         if flip {
-            for (number, slot) in (0..).zip(&slots) {
+            for (index, (number, slot)) in slots.iter().enumerate() {
                 let written = SlotKey {
                     svc_id,
                     generation: next,
-                    slot: number,
+                    slot: *number,
                 };
                 if let Err(error) = sink.put_slot(written, *slot) {
-                    self.undo(svc_id, next, &wanted.slots, number, sink);
+                    self.undo(svc_id, next, &planned, &slots[..index], sink);
                     self.forget_new(key, svc_id, sink);
                     return Err(error);
                 }
@@ -194,7 +234,7 @@ impl Reconciler {
         let service = Service {
             svc_id,
             generation: next,
-            slots: slots.len() as u32,
+            slots: wanted.slots.len() as u32,
             verdict: wanted.verdict as u8,
             lb: wanted.lb as u8,
             flags: if wanted.fail_open {
@@ -205,7 +245,8 @@ impl Reconciler {
             pad: 0,
         };
         if let Err(error) = sink.put_service(key, service) {
-            self.undo(svc_id, next, &wanted.slots, slots.len() as u32, sink);
+            let written = if flip { &slots[..] } else { &[] };
+            self.undo(svc_id, next, &planned, written, sink);
             self.forget_new(key, svc_id, sink);
             return Err(error);
         }
@@ -219,9 +260,9 @@ impl Reconciler {
         );
         if let Some(old) = old {
             if flip {
-                drop_slots(svc_id, generation, 0..old.slots.len() as u32, sink)?;
+                drop_slots(svc_id, generation, &old.slots, sink)?;
             }
-            self.backends.release(&old.plan.slots);
+            self.backends.release(&old.planned());
         }
         Ok(())
     }
@@ -234,8 +275,8 @@ impl Reconciler {
             svc_id, generation, ..
         } = old.service;
         sink.drop_service(key)?;
-        drop_slots(svc_id, generation, 0..old.slots.len() as u32, sink)?;
-        self.backends.release(&old.plan.slots);
+        drop_slots(svc_id, generation, &old.slots, sink)?;
+        self.backends.release(&old.planned());
         sink.drop_state(svc_id)
     }
 
@@ -251,29 +292,30 @@ impl Reconciler {
         &mut self,
         svc_id: u32,
         generation: u32,
-        slots: &[PlannedSlot],
-        written: u32,
+        planned: &[PlannedSlot],
+        written: &[(u32, Slot)],
         sink: &mut impl Sink,
     ) {
-        let _ = drop_slots(svc_id, generation, 0..written, sink);
-        self.backends.release(slots);
+        let _ = drop_slots(svc_id, generation, written, sink);
+        self.backends.release(planned);
     }
 }
 
 fn drop_slots(
     svc_id: u32,
     generation: u32,
-    slots: std::ops::Range<u32>,
+    slots: &[(u32, Slot)],
     sink: &mut impl Sink,
 ) -> Result<(), DatapathError> {
-    slots.into_iter().try_for_each(|slot| {
+    slots.iter().try_for_each(|(slot, _)| {
         sink.drop_slot(SlotKey {
             svc_id,
             generation,
-            slot,
+            slot: *slot,
         })
     })
 }
 
+mod crowded;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use mesh_common::{Conns, ConnsKey, Counter, ServiceState, Verdict};
+use mesh_common::{Conns, ConnsKey, Counter, ServiceKey, ServiceState, Verdict};
 
 use crate::snapshot::slots::Limits;
 use crate::snapshot::{ClusterView, ViewId};
@@ -34,6 +34,8 @@ pub struct ServiceStatus {
     pub refused: u64,
     /// Connections open that the kernel balanced.
     pub active: u64,
+    /// Endpoints of its clusters that outlier detection ejected.
+    pub ejected: usize,
 }
 
 /// A backend of a service that the kernel balances.
@@ -103,9 +105,33 @@ impl Datapath {
                     connects: state.connects,
                     refused: state.refused,
                     active: state.active,
+                    ejected: self.ejected(key),
                 }
             })
             .collect()
+    }
+
+    fn ejected(&self, key: &ServiceKey) -> usize {
+        let at = SocketAddr::new(key.addr.into(), key.port);
+        let found = self.applied.as_ref().and_then(|snapshot| {
+            let view = snapshot.view(ViewId(key.view_id))?;
+            Some((view, view.outbound.find(at)?))
+        });
+        let Some((view, listener)) = found else {
+            return 0;
+        };
+        view.clusters_of(listener)
+            .into_iter()
+            .filter_map(|name| view.clusters.get(name))
+            // Nobody else ejects anything.
+            .filter(|cluster| cluster.config.outlier.is_some())
+            .map(|cluster| {
+                cluster
+                    .hosts()
+                    .filter(|host| host.outlier.ejected())
+                    .count()
+            })
+            .sum()
     }
 
     /// Connections of a cluster that the kernel balanced, over all services it stands behind.
@@ -150,10 +176,13 @@ impl Datapath {
             ("CONNS", services.conns.keys().count(), capacity::CONNS),
         ]
         .into_iter()
-        .map(|(name, entries, capacity)| MapUse {
-            name,
-            entries,
-            capacity,
+        .map(|(name, entries, capacity)| {
+            let asked = self.map_sizes.iter().find(|size| size.map == name);
+            MapUse {
+                name,
+                entries,
+                capacity: asked.map_or(capacity, |size| size.entries),
+            }
         })
         .collect()
     }

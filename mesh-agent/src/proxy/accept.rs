@@ -209,7 +209,21 @@ async fn listened(
     }
     match &chain.terminal {
         Terminal::Tcp(proxy) => {
-            tcp::serve(&context, &caught, view, proxy, stream, &mut record).await;
+            let entry =
+                context
+                    .standing
+                    .enter(&caught, facts, peer.encrypted, peer.names, &listener);
+            let denied = entry.denied();
+            tcp::serve(
+                &context,
+                &caught,
+                view,
+                proxy,
+                stream,
+                Some(denied),
+                &mut record,
+            )
+            .await;
         }
         Terminal::Http(hcm) => {
             let place = http::Place {

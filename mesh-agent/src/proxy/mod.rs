@@ -12,6 +12,7 @@ mod lb;
 mod local;
 mod record;
 mod sniff;
+mod standing;
 pub mod stats;
 mod stream;
 mod sweeper;
@@ -175,6 +176,13 @@ impl Proxy {
     pub fn remove_pod(&self, pod: PodId) {
         for worker in &self.workers {
             worker.send(Command::RemovePod(pod));
+        }
+    }
+
+    /// Asks the access rules of a new snapshot about standing connections.
+    pub fn recheck(&self) {
+        for worker in &self.workers {
+            worker.send(Command::Recheck);
         }
     }
 

@@ -23,6 +23,7 @@ use crate::workload::{Pod, PodId};
 use super::hbone::{self, Hbone};
 use super::http::pool::Pool;
 use super::local::LocalPods;
+use super::standing::Standing;
 use super::stats::count;
 use super::tcp::TcpPool;
 use super::tls::{Contexts, Store};
@@ -40,6 +41,7 @@ const LOOK: Duration = Duration::from_millis(200);
 pub(super) enum Command {
     AddPod(Arc<Pod>, Vec<PodListener>),
     RemovePod(PodId),
+    Recheck,
     Drain,
 }
 
@@ -81,6 +83,7 @@ pub(super) struct Context {
     pub(super) hbone: Hbone,
     pub(super) locals: LocalPods,
     pub(super) requests: Recorder,
+    pub(super) standing: Standing,
     /// Turns true once, when the agent stops.
     pub(super) draining: watch::Receiver<bool>,
 }
@@ -125,6 +128,7 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
         pool: RefCell::default(),
         locals: LocalPods::default(),
         bytes: TcpPool::default(),
+        standing: Standing::default(),
         draining,
     });
     let mut pods: HashMap<PodId, (u64, CancellationToken)> = HashMap::new();
@@ -182,6 +186,7 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
                     context.hbone.tunnels.forget_pod(netns);
                 }
             }
+            Command::Recheck => context.standing.recheck(&context.shared),
             Command::Drain => {
                 let _ = drain.send(true);
             }

@@ -65,6 +65,7 @@ fn compile_view(
 ) -> Arc<View> {
     let previous = snapshot.view(id);
     let policy = inputs.node.outbound_traffic_policy;
+    let failure_mode = &inputs.node.failure_mode;
     let listeners = || {
         resources
             .listeners
@@ -88,7 +89,9 @@ fn compile_view(
     };
     let difference = match (previous, changed) {
         (Some(view), Some(clusters))
-            if same_listeners.is_some() && view.outbound_traffic_policy == policy =>
+            if same_listeners.is_some()
+                && view.outbound_traffic_policy == policy
+                && view.failure_mode == *failure_mode =>
         {
             if clusters.is_empty()
                 && same_routes.is_some()
@@ -138,6 +141,7 @@ fn compile_view(
         ),
         clusters,
         outbound_traffic_policy: policy,
+        failure_mode: failure_mode.clone(),
         generation: snapshot.generation + 1,
         difference,
         dns: inputs.dns.clone(),

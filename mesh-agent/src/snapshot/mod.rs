@@ -15,16 +15,16 @@ pub mod outlier;
 mod places;
 pub mod slots;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
 use crate::config::model::Name;
-use crate::config::model::listener::Listener;
+use crate::config::model::listener::{Listener, RouteSource, Terminal};
 use crate::config::model::route::RouteConfiguration;
 use crate::config::model::tls::DownstreamTls;
-use crate::config::model::workload::{NodeConfig, OutboundTrafficPolicy};
+use crate::config::model::workload::{FailureMode, NodeConfig, OutboundTrafficPolicy};
 use crate::store::ResourceSet;
 
 pub use cluster::ClusterView;
@@ -98,6 +98,8 @@ pub struct View {
     pub clusters: Clusters,
     /// For connections no listener takes.
     pub outbound_traffic_policy: OutboundTrafficPolicy,
+    /// For services of the agent while it is down.
+    pub failure_mode: Arc<FailureMode>,
     /// The snapshot it was made for.
     pub generation: u64,
     /// What is new in it.
@@ -111,6 +113,26 @@ impl View {
     /// for all connections pods receive.
     pub fn behind_tunnels(&self) -> Option<&Arc<Listener>> {
         self.tunnelled.as_ref().or(self.inbound.as_ref())
+    }
+
+    /// The clusters that connections or requests of a listener may go to.
+    pub fn clusters_of<'a>(&'a self, listener: &'a Listener) -> BTreeSet<&'a Name> {
+        let chains = listener.filter_chains.iter();
+        let mut names = BTreeSet::new();
+        for chain in chains.chain(&listener.default_filter_chain) {
+            match &chain.terminal {
+                Terminal::Tcp(proxy) => names.extend(proxy.clusters.iter().map(|one| &one.cluster)),
+                Terminal::Http(hcm) => {
+                    let routes = match &hcm.routes {
+                        RouteSource::Inline(routes) => Some(routes),
+                        RouteSource::Rds(name) => self.routes.get(name),
+                    };
+                    let routes = routes.into_iter().flat_map(|routes| routes.clusters());
+                    names.extend(routes.map(|(_, name)| name));
+                }
+            }
+        }
+        names
     }
 }
 

@@ -3,11 +3,15 @@
 use std::io::{BufRead as _, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::AsRawFd as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
 use mesh_testbed::wire::{Connection, Held};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{setgid, setuid};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::listen::print_line;
@@ -35,6 +39,18 @@ pub(crate) struct Args {
     /// Multipath TCP.
     #[arg(long)]
     mptcp: bool,
+    /// Mark the sockets (SO_MARK).
+    #[arg(long)]
+    mark: Option<u32>,
+    /// Become this user and group first.
+    #[arg(long)]
+    uid: Option<u32>,
+    /// Move to a cgroup below the pod's and into a cgroup namespace of its own first.
+    #[arg(long)]
+    cgroup_namespace: bool,
+    /// Do not wait for the answer to the SYN: the connection is told with EINPROGRESS.
+    #[arg(long)]
+    half_open: bool,
     /// Connect by sending (MSG_FASTOPEN).
     #[arg(long, requires = "send")]
     fastopen: bool,
@@ -60,6 +76,15 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    if args.cgroup_namespace {
+        leave_cgroup_namespace()?;
+    }
+    if let Some(id) = args.uid {
+        setgid(id.into()).context("cannot change the group")?;
+        setuid(id.into()).context("cannot change the user")?;
+    }
     let mut held = Vec::new();
     for _ in 0..args.count {
         let socket = open(args)?;
@@ -81,6 +106,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// A cgroup below ours becomes the root of what we see.
+fn leave_cgroup_namespace() -> Result<()> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup")?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let mount = mounts.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        (after.split(' ').next()? == "cgroup2").then(|| before.split(' ').nth(4))?
+    });
+    let (own, mount) = own.zip(mount).context("there is no cgroup v2")?;
+    let below = Path::new(mount)
+        .join(own)
+        .join(format!("below-{}", std::process::id()));
+    std::fs::create_dir(&below).context("cannot make a cgroup")?;
+    std::fs::write(below.join("cgroup.procs"), "0").context("cannot enter a cgroup")?;
+    unshare(CloneFlags::CLONE_NEWCGROUP).context("cannot make a cgroup namespace")
+}
+
 fn open(args: &Args) -> Result<Socket> {
     let domain = match args.mapped {
         true => Domain::IPV6,
@@ -92,6 +135,9 @@ fn open(args: &Args) -> Result<Socket> {
         (false, false) => (Type::STREAM, Protocol::TCP),
     };
     let socket = Socket::new(domain, kind, Some(protocol))?;
+    if let Some(mark) = args.mark {
+        socket.set_mark(mark)?;
+    }
     if let Some(address) = args.bind {
         socket.bind(&as_asked(args, address))?;
     }
@@ -172,6 +218,10 @@ fn exchange(args: &Args, mut socket: &Socket, result: &mut Connection) -> std::i
 /// connect(2); in the non-blocking case waits as an event loop does.
 fn connect(args: &Args, socket: &Socket, to: SocketAddr, timeout: Duration) -> std::io::Result<()> {
     let to = as_asked(args, to);
+    if args.half_open {
+        socket.set_nonblocking(true)?;
+        return socket.connect(&to);
+    }
     if !args.nonblocking {
         // SO_SNDTIMEO bounds a blocking connect(2); the flags of the socket stay as they are.
         socket.set_write_timeout(Some(timeout))?;

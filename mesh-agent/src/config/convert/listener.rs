@@ -10,6 +10,8 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as PbRbac;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
+use envoy_types::pb::envoy::r#type::v3::HashPolicy;
+use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
 use envoy_types::pb::google::protobuf::Any;
 
@@ -393,5 +395,29 @@ fn tcp_proxy(message: &tcp::TcpProxy, path: &str, problems: &mut Problems) -> Op
             .as_ref()
             .map_or(1, |attempts| attempts.value.max(1)),
         access_logs: access_log::convert(&message.access_log, path, problems),
+        hash_source_ip: hash_source_ip(&message.hash_policy, path, problems),
     })
+}
+
+/// Envoy takes one policy at most.
+fn hash_source_ip(policies: &[HashPolicy], path: &str, problems: &mut Problems) -> bool {
+    let path = format!("{path}.hash_policy");
+    match policies {
+        [] => false,
+        [one] => match one.policy_specifier {
+            Some(PolicySpecifier::SourceIp(_)) => true,
+            Some(PolicySpecifier::FilterState(_)) => {
+                problems.push(format!("{path}[0].filter_state"), "is not supported");
+                false
+            }
+            None => {
+                problems.push(format!("{path}[0]"), "what is hashed is missing");
+                false
+            }
+        },
+        _ => {
+            problems.push(path, "only one is allowed");
+            false
+        }
+    }
 }

@@ -240,6 +240,9 @@ pub struct TcpProxy {
     pub max_connect_attempts: u32,
     /// What is written of its connections.
     pub access_logs: Arc<AccessLogs>,
+    /// Where endpoints are chosen by hash, the client's address decides
+    /// (`hash_policy: [{source_ip: {}}]`; Istio: `consistentHash.useSourceIp`).
+    pub hash_source_ip: bool,
 }
 
 /// A destination of a [`TcpProxy`].

@@ -114,6 +114,8 @@ pub struct NodeConfig {
     pub workloads: Vec<Arc<Workload>>,
     /// For connections no listener takes.
     pub outbound_traffic_policy: OutboundTrafficPolicy,
+    /// For services of the agent while it is down.
+    pub failure_mode: Arc<FailureMode>,
     /// Whether both sides of a connection are served in one pass where both pods are here.
     pub short_circuit: ShortCircuit,
 }
@@ -126,4 +128,22 @@ pub enum ShortCircuit {
     On,
     /// They are made as between nodes.
     Off,
+}
+
+/// What becomes of connections to services of the agent while there is no agent.
+///
+/// Envoy's filters call the same choice `failure_mode_allow`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FailureMode {
+    /// They go on without it, instead of being refused.
+    pub allow: bool,
+    /// Services, by their listener's name, for which another answer holds.
+    pub services: BTreeMap<String, bool>,
+}
+
+impl FailureMode {
+    /// Whether connections to a service may go on without the agent.
+    pub fn allows(&self, service: &str) -> bool {
+        self.services.get(service).copied().unwrap_or(self.allow)
+    }
 }

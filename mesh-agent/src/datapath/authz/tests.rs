@@ -46,6 +46,7 @@ fn chain(port: Option<u16>, rbac: Vec<Rbac>) -> FilterChain {
             idle_timeout: None,
             max_connect_attempts: 1,
             access_logs: Arc::default(),
+            hash_source_ip: false,
         })),
         transport: DownstreamTransport::Plain,
     }

@@ -105,7 +105,7 @@ fn an_endpoint_touches_its_services_only() {
     for (service, users) in [("b", vec!["b"]), ("shared", vec!["a", "c", "c"])] {
         world.move_endpoint(service);
         let before = world.compile();
-        let update = Plan::update(&before, &world.snapshot);
+        let update = Plan::update(&before, &world.snapshot, &Sources::default());
         assert_eq!(update.scope, Scope::Views(BTreeSet::new()));
         let mut names: Vec<_> = planned(&update)
             .into_iter()
@@ -117,8 +117,11 @@ fn an_endpoint_touches_its_services_only() {
         names.sort();
         // `::` is there for IPv4, too.
         assert_eq!(names, users);
-        let whole = Plan::new(&world.snapshot);
-        assert_eq!(after(Plan::new(&before), &update), whole.services);
+        let whole = Plan::new(&world.snapshot, &Sources::default());
+        assert_eq!(
+            after(Plan::new(&before, &Sources::default()), &update),
+            whole.services
+        );
     }
 }
 
@@ -130,7 +133,7 @@ fn what_did_not_change_is_the_same_view() {
         &before.views[&ViewId(1)],
         &world.snapshot.views[&ViewId(1)]
     ));
-    let update = Plan::update(&before, &world.snapshot);
+    let update = Plan::update(&before, &world.snapshot, &Sources::default());
     assert_eq!(planned(&update), []);
     assert_eq!(update.scope, Scope::Views(BTreeSet::new()));
 }
@@ -142,11 +145,11 @@ fn a_snapshot_that_was_skipped_is_made_up_for() {
     let before = world.compile();
     world.move_endpoint("shared");
     world.compile();
-    let update = Plan::update(&before, &world.snapshot);
+    let update = Plan::update(&before, &world.snapshot, &Sources::default());
     assert_eq!(update.scope, Scope::Views(BTreeSet::from([ViewId(1)])));
     assert_eq!(
-        after(Plan::new(&before), &update),
-        Plan::new(&world.snapshot).services
+        after(Plan::new(&before, &Sources::default()), &update),
+        Plan::new(&world.snapshot, &Sources::default()).services
     );
 }
 
@@ -156,11 +159,11 @@ fn views_and_listeners_come_and_go() {
     Arc::make_mut(&mut world.views[0].1.listeners).remove("b");
     world.views[1].0 = ViewId(3);
     let before = world.compile();
-    let update = Plan::update(&before, &world.snapshot);
+    let update = Plan::update(&before, &world.snapshot, &Sources::default());
     let views = [ViewId(1), ViewId(2), ViewId(3)];
     assert_eq!(update.scope, Scope::Views(BTreeSet::from(views)));
     assert_eq!(
-        after(Plan::new(&before), &update),
-        Plan::new(&world.snapshot).services
+        after(Plan::new(&before, &Sources::default()), &update),
+        Plan::new(&world.snapshot, &Sources::default()).services
     );
 }

@@ -18,6 +18,8 @@ struct Recorder {
     services: BTreeMap<ServiceKey, Service>,
     writes: usize,
     fail_at: Option<usize>,
+    /// Services at most.
+    room: Option<usize>,
 }
 
 impl Recorder {
@@ -112,6 +114,10 @@ impl Sink for Recorder {
     }
     fn put_service(&mut self, key: ServiceKey, service: Service) -> Result<(), DatapathError> {
         self.step()?;
+        let full = self.room.is_some_and(|room| self.services.len() >= room);
+        if full && !self.services.contains_key(&key) {
+            return Err(DatapathError::Missing("room"));
+        }
         self.services.insert(key, service);
         self.check()
     }
@@ -154,6 +160,7 @@ fn plan(services: &[(u16, &[u16])]) -> Plan {
                 verdict: Verdict::Direct,
                 lb: LbKind::RoundRobin,
                 slots,
+                by_pod: BTreeMap::new(),
                 fail_open: false,
                 why: "".into(),
             };
@@ -268,4 +275,68 @@ fn a_full_map_leaves_the_last_good_list_and_leaks_nothing() {
         reconciler.apply(plan(&[(1, &[12, 13, 14])]), &mut kernel);
         assert_eq!(kernel.reachable(&key(1)), [12, 13, 14]);
     }
+}
+
+#[test]
+fn a_pods_own_slot_goes_with_its_generation() {
+    let (mut reconciler, mut kernel) = (Reconciler::default(), Recorder::default());
+    let with = |ports: &[u16]| {
+        let mut wanted = plan(&[(1, &[10, 11])]);
+        let service = wanted.services.get_mut(&key(1)).unwrap();
+        service.lb = LbKind::SourceAddress;
+        for (pod, port) in (7..).zip(ports) {
+            let slot = PlannedSlot {
+                address: ([10, 0, 0, 2], *port).into(),
+                limits: LIMITS,
+            };
+            service.by_pod.insert(pod, slot);
+        }
+        wanted
+    };
+    let own = |kernel: &Recorder| -> Vec<u16> {
+        let slots = kernel.slots.range(
+            SlotKey {
+                svc_id: 1,
+                generation: kernel.services[&key(1)].generation,
+                slot: SlotKey::of_pod(0),
+            }..,
+        );
+        slots
+            .map(|(_, slot)| kernel.backends[&slot.backend_id].port)
+            .collect()
+    };
+    for ports in [&[10][..], &[11], &[11, 10], &[10], &[]] {
+        reconciler.apply(with(ports), &mut kernel);
+        assert_eq!(own(&kernel), ports);
+        assert_eq!(kernel.services[&key(1)].slots, 2);
+        assert_eq!(kernel.slots.len(), 2 + ports.len());
+    }
+    reconciler.apply(plan(&[]), &mut kernel);
+    assert!(kernel.slots.is_empty() && kernel.backends.is_empty());
+}
+
+#[test]
+fn services_without_room_are_the_agents_until_there_is_some() {
+    let mut kernel = Recorder {
+        room: Some(4),
+        ..Recorder::default()
+    };
+    let mut reconciler = Reconciler::default();
+    let six: Vec<(u16, &[u16])> = (1..=6).map(|port| (port, &[10_u16][..])).collect();
+    for _ in 0..2 {
+        let report = reconciler.apply(plan(&six), &mut kernel);
+        assert!(!report.failed.is_empty());
+        let rest: Vec<u8> = kernel
+            .services
+            .iter()
+            .filter(|(key, _)| crowded::is_rest(key))
+            .map(|(_, service)| service.verdict)
+            .collect();
+        assert_eq!(rest, [Verdict::Agent as u8; 2]);
+        assert_eq!(kernel.services.len(), 4);
+    }
+    let report = reconciler.apply(plan(&six[..4]), &mut kernel);
+    assert!(report.failed.is_empty(), "{:?}", report.failed);
+    assert_eq!(kernel.services.len(), 4);
+    assert!(!kernel.services.keys().any(crowded::is_rest));
 }

@@ -339,7 +339,7 @@ impl Connection {
             return asked.refuse(StatusCode::SERVICE_UNAVAILABLE);
         };
         if let Some(stream) = asked.grant(&self.stats) {
-            tcp::carry(context, proxy, stream, upstream, record).await;
+            tcp::carry(context, proxy, stream, upstream, None, record).await;
         }
     }
 
@@ -355,7 +355,7 @@ impl Connection {
         match &chain.terminal {
             Terminal::Tcp(proxy) => {
                 record.tell(&proxy.access_logs);
-                tcp::serve(context, &self.caught, on.view, proxy, stream, record).await;
+                tcp::serve(context, &self.caught, on.view, proxy, stream, None, record).await;
             }
             Terminal::Http(hcm) => {
                 let place = proxy_http::Place {

@@ -6,6 +6,7 @@ use http::{HeaderValue, header};
 use smallvec::SmallVec;
 use xxhash_rust::xxh64::xxh64;
 
+use crate::balance::hash::source_ip;
 use crate::config::model::hash::{CookieHash, HashPolicy, HashSource};
 
 use super::message::{Request, text};
@@ -47,7 +48,7 @@ pub(super) fn of(policies: &[HashPolicy], request: &Request, ends: Ends) -> Hash
                 }
             }
             HashSource::Cookie(cookie) => self::cookie(cookie, request, ends, &mut hashed.cookies),
-            HashSource::SourceIp => Some(xxh64(ends.remote.to_string().as_bytes(), 0)),
+            HashSource::SourceIp => Some(source_ip(ends.remote)),
             HashSource::Query(name) => query(request, name).map(|value| xxh64(value.as_bytes(), 0)),
         };
         if let Some(new) = new {

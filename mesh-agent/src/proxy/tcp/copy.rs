@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::proxy::sniff::Prefixed;
@@ -29,21 +30,46 @@ pub(in crate::proxy) struct Copied {
     pub(in crate::proxy) received: u64,
 }
 
-/// Copies both ways until both sides have ended, or nothing moved for `idle`. A side that is
-/// reset resets the other.
+/// What ends a connection beside its two sides.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::proxy) struct Ends<'a> {
+    /// Nothing moved for so long.
+    pub(in crate::proxy) idle: Option<Duration>,
+    /// It must not go on.
+    pub(in crate::proxy) denied: Option<&'a Notify>,
+}
+
+impl From<Option<Duration>> for Ends<'_> {
+    fn from(idle: Option<Duration>) -> Self {
+        Self { idle, denied: None }
+    }
+}
+
+impl Ends<'_> {
+    async fn until_denied(&self) {
+        match self.denied {
+            Some(denied) => denied.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Copies both ways until both sides have ended, or something else ends it. A side that is reset
+/// resets the other.
 pub(in crate::proxy) async fn copy(
     context: &Rc<Context>,
     downstream: Prefixed<Stream>,
     upstream: Stream,
-    idle: Option<Duration>,
+    ends: impl Into<Ends<'_>>,
 ) -> Copied {
+    let ends = ends.into();
     let (prefix, downstream) = downstream.into_parts();
     let pool = &context.bytes;
     match (downstream, upstream) {
         (Stream::Plain(downstream), Stream::Plain(upstream)) => {
-            plain(pool, prefix, &downstream, &upstream, idle).await
+            plain(pool, prefix, &downstream, &upstream, ends).await
         }
-        (downstream, upstream) => relayed(pool, prefix, downstream, upstream, idle).await,
+        (downstream, upstream) => relayed(pool, prefix, downstream, upstream, ends).await,
     }
 }
 
@@ -52,7 +78,7 @@ async fn plain(
     prefix: Bytes,
     downstream: &TcpStream,
     upstream: &TcpStream,
-    idle: Option<Duration>,
+    ends: Ends<'_>,
 ) -> Copied {
     let mut both = Both {
         sent: Direction::new(prefix),
@@ -71,7 +97,8 @@ async fn plain(
         tokio::select! {
             biased;
             result = copying => result,
-            () = until_idle(idle, &moved) => Ok(()),
+            () = until_idle(ends.idle, &moved) => Ok(()),
+            () = ends.until_denied() => Err(io::ErrorKind::PermissionDenied.into()),
             // A direction that waits to write does not read, and would not see a reset.
             () = failed(downstream) => Err(io::ErrorKind::ConnectionReset.into()),
             () = failed(upstream) => Err(io::ErrorKind::ConnectionReset.into()),
@@ -92,7 +119,7 @@ async fn relayed(
     prefix: Bytes,
     mut downstream: Stream,
     mut upstream: Stream,
-    idle: Option<Duration>,
+    ends: Ends<'_>,
 ) -> Copied {
     let mut relay = Relay::new(prefix);
     let (moved, last) = (Cell::new(false), Cell::new(Instant::now()));
@@ -108,7 +135,8 @@ async fn relayed(
         tokio::select! {
             biased;
             result = relaying => result,
-            () = until_idle(idle, &last) => Ok(()),
+            () = until_idle(ends.idle, &last) => Ok(()),
+            () = ends.until_denied() => Err(io::ErrorKind::PermissionDenied.into()),
         }
     };
     if result.is_err() {

@@ -15,7 +15,9 @@ use std::sync::atomic::Ordering;
 use smallvec::SmallVec;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
+use crate::balance::hash::source_ip;
 use crate::config::model::Name;
 use crate::config::model::cluster::RoutingPriority;
 use crate::config::model::listener::{TcpProxy, Terminal};
@@ -33,16 +35,17 @@ use super::stream::Stream;
 use super::worker::Context;
 
 pub(super) use connect::{ConnectError, Open, connect};
-pub(super) use copy::copy;
+pub(super) use copy::{Ends, copy};
 pub(super) use pool::Pool as TcpPool;
 
-/// Serves a connection through a `tcp_proxy`.
+/// Serves a connection through a `tcp_proxy`, until it ends or is `denied`.
 pub(super) async fn serve(
     context: &Rc<Context>,
     caught: &Caught,
     view: &Arc<View>,
     proxy: &TcpProxy,
     mut stream: Prefixed<Stream>,
+    denied: Option<&Notify>,
     record: &mut ConnectionRecord,
 ) {
     let connected = tokio::select! {
@@ -51,7 +54,7 @@ pub(super) async fn serve(
         () = stream.get_mut().failed() => None,
     };
     match connected {
-        Some(upstream) => carry(context, proxy, stream, upstream, record).await,
+        Some(upstream) => carry(context, proxy, stream, upstream, denied, record).await,
         None => stream.get_mut().reset(),
     }
 }
@@ -65,15 +68,20 @@ pub(super) struct Upstream {
     here: Option<ConnectionRecord>,
 }
 
-/// Copies both ways until both sides have ended.
+/// Copies both ways until both sides have ended, or the connection is `denied`.
 pub(super) async fn carry(
     context: &Rc<Context>,
     proxy: &TcpProxy,
     stream: Prefixed<Stream>,
     mut upstream: Upstream,
+    denied: Option<&Notify>,
     record: &mut ConnectionRecord,
 ) {
-    let copied = copy(context, stream, upstream.stream, proxy.idle_timeout).await;
+    let ends = Ends {
+        idle: proxy.idle_timeout,
+        denied,
+    };
+    let copied = copy(context, stream, upstream.stream, ends).await;
     record.carried(copied.sent, copied.received);
     if let Some(here) = &mut upstream.here {
         here.carried(copied.sent, copied.received);
@@ -111,9 +119,11 @@ pub(super) async fn connect_upstream(
         return None;
     };
     record.cluster(name);
+    let hash = proxy.hash_source_ip.then(|| source_ip(caught.peer.ip()));
     for _ in 0..proxy.max_connect_attempts {
         record.asks();
-        let Some(target) = lb::pick(cluster, &lb::Asked::connection(caught.destination)) else {
+        let asked = lb::Asked::connection(caught.destination).hashed(hash);
+        let Some(target) = lb::pick(cluster, &asked) else {
             count(&cluster.state.stats.upstream_cx_none_healthy);
             record.flag(ResponseFlag::NoHealthyUpstream);
             return None;

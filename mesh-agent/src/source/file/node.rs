@@ -10,12 +10,18 @@ use ipnet::IpNet;
 use crate::config::Problem;
 use crate::config::error::{join, nearest};
 use crate::config::model::workload::{
-    AllOr, Capture, NetnsSource, OutboundTrafficPolicy, ShortCircuit, Workload,
+    AllOr, Capture, FailureMode, NetnsSource, OutboundTrafficPolicy, ShortCircuit, Workload,
 };
 
 use super::tree::{Node, Value};
 
-const MESH_FIELDS: &[&str] = &["capture", "outbound_traffic_policy", "short_circuit"];
+const MESH_FIELDS: &[&str] = &[
+    "capture",
+    "outbound_traffic_policy",
+    "short_circuit",
+    "failure_mode_allow",
+    "failure_mode_allow_services",
+];
 const WORKLOAD_FIELDS: &[&str] = &[
     "name",
     "namespace",
@@ -41,6 +47,7 @@ pub(super) struct Mesh {
     pub(super) capture: Option<Capture>,
     pub(super) outbound_traffic_policy: Option<OutboundTrafficPolicy>,
     pub(super) short_circuit: Option<ShortCircuit>,
+    pub(super) failure_mode: FailureMode,
 }
 
 /// Reads the `mesh` section.
@@ -75,7 +82,32 @@ pub(super) fn mesh(node: &Node, problems: &mut Vec<Problem>) -> Mesh {
         capture,
         outbound_traffic_policy: policy,
         short_circuit,
+        failure_mode: failure_mode(node, problems),
     }
+}
+
+fn failure_mode(node: &Node, problems: &mut Vec<Problem>) -> FailureMode {
+    let mut answer = |node: &Node, path: String| match node.text() {
+        Some("true") => true,
+        Some("false") => false,
+        _ => {
+            problems.push(Problem::new(path, "must be true or false"));
+            false
+        }
+    };
+    let allow = node
+        .get("failure_mode_allow")
+        .is_some_and(|node| answer(node, "mesh.failure_mode_allow".into()));
+    let services = node.get("failure_mode_allow_services");
+    let services = services
+        .iter()
+        .flat_map(|services| services.entries())
+        .map(|entry| {
+            let path = format!("mesh.failure_mode_allow_services[{}]", entry.key);
+            (entry.key.clone(), answer(&entry.value, path))
+        })
+        .collect();
+    FailureMode { allow, services }
 }
 
 /// Reads the `workloads` section. Workloads without capture settings of their own get `default`.
