@@ -72,7 +72,7 @@ fn grpc_of_every_kind_passes_with_trailers() -> Result<()> {
             "{match: {prefix: /}, route: {cluster: dead}}",
         )
         .cluster_with("dead", &[scene.upstream(9)], HTTP2);
-    let _agent = MeshAgent::start(&scene.testbed, &config.yaml())?;
+    let agent = MeshAgent::start(&scene.testbed, &config.yaml())?;
     let told: Value = Python::grpc_client(&scene.client, &scene.vip(1).to_string())?;
     let is = |what: &str, expected: Value| {
         assert_eq!(told[what], expected, "{what} of {told:#}");
@@ -96,6 +96,18 @@ fn grpc_of_every_kind_passes_with_trailers() -> Result<()> {
         told["metadata"]["x-request-id"].is_string(),
         "it did not pass the agent: {told:#}"
     );
+    // As Istio counts: by gRPC's status, and every message of the calls that went well.
+    let page = agent.get("/stats/prometheus")?.body;
+    let sum = |metric: &str, status: u32| -> u64 {
+        let label = format!("grpc_response_status=\"{status}\"");
+        page.lines()
+            .filter(|line| line.starts_with(metric) && line.contains(&label))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+            .sum()
+    };
+    assert_eq!(sum("istio_requests_total{", 9), 1, "{page}");
+    assert_eq!(sum("istio_request_messages_total{", 0), 704, "{page}");
+    assert_eq!(sum("istio_response_messages_total{", 0), 1204, "{page}");
     // Nobody there: what a gRPC client understands.
     let dead = Curl::get(
         &scene.client,

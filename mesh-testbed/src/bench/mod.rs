@@ -25,7 +25,7 @@ use mesh_testbed::{Envoy, is_root};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use measure::Plan;
-use path::{Asked, Path};
+use path::{Asked, Ground, Path};
 use stage::{Stage, System};
 
 #[derive(Debug, ClapArgs)]
@@ -84,20 +84,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut rows = Vec::new();
     let (mut noise, mut failures) = (Vec::new(), Vec::new());
     // Servers of paths over mutual TLS take nothing in the clear, so they stand apart.
-    for mtls in [false, true] {
+    for ground in Ground::ALL {
         let paths: Vec<Path> = paths
             .iter()
             .copied()
-            .filter(|path| path.is_mtls() == mtls)
+            .filter(|path| path.ground() == ground)
             .collect();
         if paths.is_empty() {
             continue;
         }
         let systems = System::ALL
             .into_iter()
-            .filter(|system| !mtls || *system != System::NoMesh);
+            .filter(|system| ground == Ground::Clear || *system != System::NoMesh);
         let stages = systems
-            .map(|system| Stage::set(system, mtls, args.verbose))
+            .map(|system| Stage::set(system, ground, args.verbose))
             .collect::<Result<Vec<_>>>()?;
         for path in paths {
             let measured = measure::path(path, &stages, plan, args.verbose)

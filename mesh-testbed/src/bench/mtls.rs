@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::config::{Handling, Service, socket_address, tcp_proxy};
 use super::envoy;
-use super::path::Path;
+use super::path::{Ground, Path};
 use super::servers::{self, BODY};
 use super::stage::{Port, service_address};
 
@@ -41,25 +41,26 @@ pub(super) fn server_port(path: Path, port: Port) -> u16 {
     match (port, path) {
         (Port::Iperf, _) => servers::IPERF,
         (Port::Sockperf, _) => servers::SOCKPERF,
-        (Port::Web, Path::MtlsL7) => servers::HTTP1,
+        (Port::Web, Path::MtlsL7 | Path::SameNodeL7) => servers::HTTP1,
         (Port::Web, _) => RAW,
     }
 }
 
-fn services(testbed: &Testbed, server: &Pod) -> Vec<(Path, Service)> {
-    let paths = [Path::MtlsL4, Path::MtlsL4Hbone, Path::MtlsL7];
+fn services(testbed: &Testbed, server: &Pod, ground: Ground) -> Vec<(Path, Service)> {
+    let paths = Path::all().iter().copied();
     let ports = [Port::Web, Port::Iperf];
     let all = paths
-        .into_iter()
+        .filter(|path| path.ground() == ground)
         .flat_map(|path| ports.map(|port| (path, port)));
-    all.filter(|(path, port)| *path != Path::MtlsL7 || *port == Port::Web)
+    let is_http = |path: Path| matches!(path, Path::MtlsL7 | Path::SameNodeL7);
+    all.filter(|(path, port)| !is_http(*path) || *port == Port::Web)
         .map(|(path, port)| {
             let address = service_address(testbed, path, port);
             let service = Service {
                 name: format!("{}_{}", path.name(), address.port()),
                 address,
                 handling: match path {
-                    Path::MtlsL7 => Handling::Http1,
+                    Path::MtlsL7 | Path::SameNodeL7 => Handling::Http1,
                     _ => Handling::TcpIdle,
                 },
                 server: SocketAddr::new(server.ip4().into(), server_port(path, port)),
@@ -74,17 +75,18 @@ pub(super) fn raw_server(pod: &Pod) -> Result<Nginx> {
     Nginx::start(pod, BODY, RAW)
 }
 
-/// An agent for each of the two pods: two nodes, as far as they know.
+/// An agent for each of the two pods: two nodes, as far as they know. On one node, one for both.
 pub(super) fn agents(
     testbed: &Testbed,
     client: &Pod,
     server: &Pod,
+    ground: Ground,
     verbose: bool,
 ) -> Result<(Vec<MeshAgent>, tempfile::TempDir)> {
     let authority = tempfile::tempdir()?;
     let flag = format!("dev:{}", authority.path().join("ca").display());
     let (mut listeners, mut clusters) = (Vec::new(), Vec::new());
-    for (path, service) in services(testbed, server) {
+    for (path, service) in services(testbed, server, ground) {
         listeners.push(service.listener());
         let mut cluster = service.cluster();
         if path == Path::MtlsL4Hbone {
@@ -98,10 +100,26 @@ pub(super) fn agents(
         json!({ "name": pod.name(), "namespace": "bench", "service_account": pod.name(),
             "netns": pod.netns_path() })
     };
+    let inbound = inbound(&Secrets::Agent, ground);
+    if ground == Ground::OneNode {
+        listeners.push(inbound);
+        clusters.push(application());
+        let config = json!({ "workloads": [workload(client), workload(server)],
+            "static_resources": { "listeners": listeners, "clusters": clusters } });
+        if verbose {
+            println!("mesh-agent:\n{}", serde_json::to_string_pretty(&config)?);
+        }
+        let agent = MeshAgent::builder(testbed)?
+            .arg("--ca")
+            .arg(&flag)
+            .start(&config.to_string())
+            .context("the agent cannot be measured")?;
+        return Ok((vec![agent], authority));
+    }
     let outbound = json!({ "workloads": [workload(client)],
         "static_resources": { "listeners": listeners, "clusters": clusters } });
     let inbound = json!({ "workloads": [workload(server)],
-        "static_resources": { "listeners": [inbound(&Secrets::Agent)], "clusters": [application()] } });
+        "static_resources": { "listeners": [inbound], "clusters": [application()] } });
     if verbose {
         println!(
             "mesh-agent of the client:\n{}",
@@ -133,6 +151,7 @@ pub(super) fn sidecars(
     testbed: &Testbed,
     client: &Pod,
     server: &Pod,
+    ground: Ground,
     verbose: bool,
 ) -> Result<(Vec<Envoy>, tempfile::TempDir)> {
     let files = tempfile::tempdir()?;
@@ -140,7 +159,7 @@ pub(super) fn sidecars(
     certify(files.path(), &[client.name(), server.name()])?;
     let of = |pod: &Pod| files.path().join(pod.name());
     let secrets = of(client);
-    let services = services(testbed, server);
+    let services = services(testbed, server, ground);
     let clusters = services.iter().map(|(path, service)| {
         let mut cluster = service.cluster();
         cluster["transport_socket"] = upstream(*path, &Secrets::Files(&secrets));
@@ -157,7 +176,7 @@ pub(super) fn sidecars(
         envoy::rule(server, rule)?;
     }
     let secrets = of(server);
-    let mut listener = inbound(&Secrets::Files(&secrets));
+    let mut listener = inbound(&Secrets::Files(&secrets), ground);
     let original = json!({ "name": "original_dst", "typed_config": {
         "@type": format!("{INSPECTORS}.original_dst.v3.OriginalDst") } });
     if let Some(filters) = listener["listener_filters"].as_array_mut() {
@@ -207,7 +226,7 @@ fn context(side: &str, alpn: &[&str], secrets: &Secrets<'_>) -> Value {
 }
 
 fn upstream(path: Path, secrets: &Secrets<'_>) -> Value {
-    let alpn = if path == Path::MtlsL7 {
+    let alpn = if matches!(path, Path::MtlsL7 | Path::SameNodeL7) {
         HTTP_ALPN
     } else {
         TCP_ALPN
@@ -217,8 +236,23 @@ fn upstream(path: Path, secrets: &Secrets<'_>) -> Value {
     socket
 }
 
-/// `virtualInbound` of a STRICT workload: HTTP at one port, TCP at the others.
-fn inbound(secrets: &Secrets<'_>) -> Value {
+/// Only the client may ask, and only for some paths.
+fn policy() -> Value {
+    json!({ "name": "envoy.filters.http.rbac", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+        "rules": { "action": "ALLOW", "policies": { "client": {
+            "permissions": [{ "and_rules": { "rules": [
+                { "header": { "name": ":method", "string_match": { "exact": "GET" } } },
+                { "url_path": { "path": { "prefix": "/" } } },
+            ] } }],
+            "principals": [{ "authenticated": { "principal_name": {
+                "prefix": "spiffe://cluster.local/ns/bench/" } } }],
+        } } } } })
+}
+
+/// `virtualInbound` of a STRICT workload: HTTP at one port, TCP at the others. On one node HTTP has
+/// a policy.
+fn inbound(secrets: &Secrets<'_>, ground: Ground) -> Value {
     let chain = |name: &str, port: Option<u16>, filter: Value, alpn: &[&str]| {
         let mut socket = context("Downstream", alpn, secrets);
         socket["typed_config"]["require_client_certificate"] = json!(true);
@@ -235,7 +269,12 @@ fn inbound(secrets: &Secrets<'_>) -> Value {
         handling: Handling::Http1,
         server: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
     };
-    let http = http.filter();
+    let mut http = http.filter();
+    if ground == Ground::OneNode
+        && let Some(filters) = http["typed_config"]["http_filters"].as_array_mut()
+    {
+        filters.insert(0, policy());
+    }
     json!({ "name": "virtualInbound", "traffic_direction": "INBOUND",
         "address": socket_address(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 15006)),
         "listener_filters": [{ "name": "tls_inspector", "typed_config": {

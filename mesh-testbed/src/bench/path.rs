@@ -33,13 +33,33 @@ pub(super) enum Path {
     /// HTTP/1.1 over Istio's mutual TLS, routed on both nodes.
     #[value(name = "mtls-l7")]
     MtlsL7,
+    /// HTTP/1.1 with an access policy between two pods of one node, which may trust each other's
+    /// memory; sidecars speak mutual TLS there, too.
+    #[value(name = "same-node-l7")]
+    SameNodeL7,
+}
+
+/// What is between the pods of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ground {
+    /// Nothing encrypted; the server's pod is in no mesh.
+    Clear,
+    /// Mutual TLS between two nodes.
+    TwoNodes,
+    /// One node of a mesh with mutual TLS.
+    OneNode,
+}
+
+impl Ground {
+    pub(super) const ALL: [Self; 3] = [Self::Clear, Self::TwoNodes, Self::OneNode];
 }
 
 /// What may be asked for: a path, or `mtls` for all that begin with it.
 pub(super) fn asked(text: &str) -> Result<Asked, String> {
     if text == "mtls" {
         let all = Path::all().iter().copied();
-        return Ok(Asked(all.filter(|path| path.is_mtls()).collect()));
+        let mtls = all.filter(|path| path.ground() == Ground::TwoNodes);
+        return Ok(Asked(mtls.collect()));
     }
     Path::from_str(text, false)
         .map(|path| Asked(vec![path]))
@@ -58,9 +78,14 @@ impl Path {
         Self::value_variants()
     }
 
-    /// Whether it leads over mutual TLS between two nodes.
-    pub(super) fn is_mtls(self) -> bool {
-        matches!(self, Self::MtlsL4 | Self::MtlsL4Hbone | Self::MtlsL7)
+    pub(super) fn ground(self) -> Ground {
+        match self {
+            Self::L4Direct | Self::L4Agent | Self::L7Http1 | Self::L7H2 | Self::L7Grpc => {
+                Ground::Clear
+            }
+            Self::MtlsL4 | Self::MtlsL4Hbone | Self::MtlsL7 => Ground::TwoNodes,
+            Self::SameNodeL7 => Ground::OneNode,
+        }
     }
 
     pub(super) fn name(self) -> &'static str {
@@ -73,6 +98,7 @@ impl Path {
             Self::MtlsL4 => "mtls-l4",
             Self::MtlsL4Hbone => "mtls-l4-hbone",
             Self::MtlsL7 => "mtls-l7",
+            Self::SameNodeL7 => "same-node-l7",
         }
     }
 
@@ -86,7 +112,8 @@ impl Path {
             | Self::L7Grpc
             | Self::MtlsL4
             | Self::MtlsL4Hbone
-            | Self::MtlsL7 => &[System::Envoy],
+            | Self::MtlsL7
+            | Self::SameNodeL7 => &[System::Envoy],
         }
     }
 
@@ -97,7 +124,8 @@ impl Path {
             | Self::L7Http1
             | Self::MtlsL4
             | Self::MtlsL4Hbone
-            | Self::MtlsL7 => Protocol::Http1,
+            | Self::MtlsL7
+            | Self::SameNodeL7 => Protocol::Http1,
             Self::L7H2 => Protocol::Http2,
             Self::L7Grpc => Protocol::Grpc,
         }
@@ -133,7 +161,9 @@ impl Path {
                 Measure::Connects,
                 Measure::Throughput,
             ],
-            Self::MtlsL7 => &[Measure::Load, Measure::Latency, Measure::Connects],
+            Self::MtlsL7 | Self::SameNodeL7 => {
+                &[Measure::Load, Measure::Latency, Measure::Connects]
+            }
         }
     }
 }

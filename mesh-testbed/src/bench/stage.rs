@@ -11,7 +11,7 @@ use serde_json::json;
 use super::config::{Handling, Service};
 use super::cpu::Usage;
 use super::mtls;
-use super::path::Path;
+use super::path::{Ground, Path};
 use super::servers::{self, Servers};
 
 /// Who carries the traffic.
@@ -69,31 +69,38 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// `mtls`: for the paths over mutual TLS.
-    pub(super) fn set(system: System, mtls: bool, verbose: bool) -> Result<Self> {
-        let over = if mtls { " with mutual TLS" } else { "" };
+    /// For the paths on this ground.
+    pub(super) fn set(system: System, ground: Ground, verbose: bool) -> Result<Self> {
+        let over = match ground {
+            Ground::Clear => "",
+            Ground::TwoNodes => " with mutual TLS",
+            Ground::OneNode => " on one node",
+        };
         eprintln!("bench: setting up: {}{over}", system.name());
         let testbed = Testbed::new()?;
         let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
         let servers = Servers::start(&server)?;
-        let raw = mtls.then(|| mtls::raw_server(&server)).transpose()?;
+        let raw = (ground == Ground::TwoNodes)
+            .then(|| mtls::raw_server(&server))
+            .transpose()?;
         let services = services(&testbed, &server);
         let mut secrets = None;
-        let proxy = match (system, mtls) {
+        let proxy = match (system, ground) {
             (System::NoMesh, _) => Proxy::None,
-            (System::Ours, false) => {
+            (System::Ours, Ground::Clear) => {
                 Proxy::Agents(vec![agent(&testbed, &client, &services, verbose)?])
             }
-            (System::Envoy, false) => {
+            (System::Envoy, Ground::Clear) => {
                 Proxy::Envoys(vec![super::envoy::sidecar(&client, &services, verbose)?])
             }
-            (System::Ours, true) => {
-                let (agents, authority) = mtls::agents(&testbed, &client, &server, verbose)?;
+            (System::Ours, _) => {
+                let (agents, authority) =
+                    mtls::agents(&testbed, &client, &server, ground, verbose)?;
                 secrets = Some(authority);
                 Proxy::Agents(agents)
             }
-            (System::Envoy, true) => {
-                let (envoys, files) = mtls::sidecars(&testbed, &client, &server, verbose)?;
+            (System::Envoy, _) => {
+                let (envoys, files) = mtls::sidecars(&testbed, &client, &server, ground, verbose)?;
                 secrets = Some(files);
                 Proxy::Envoys(envoys)
             }
@@ -155,7 +162,7 @@ fn services(testbed: &Testbed, server: &Pod) -> Vec<Service> {
     let mut services = Vec::new();
     for &path in Path::all() {
         let handling = match path {
-            Path::MtlsL4 | Path::MtlsL4Hbone | Path::MtlsL7 => continue,
+            Path::MtlsL4 | Path::MtlsL4Hbone | Path::MtlsL7 | Path::SameNodeL7 => continue,
             Path::L4Direct => Handling::Tcp,
             Path::L4Agent => Handling::TcpIdle,
             Path::L7Http1 => Handling::Http1,

@@ -99,7 +99,9 @@ impl Progress {
 
     /// Counts gRPC's messages from now on.
     pub(super) fn count_messages(&self) {
-        self.0.messages.set(Some(Messages::default()));
+        // The other side of a pass counts the same body.
+        let known = self.0.messages.get();
+        self.0.messages.set(Some(known.unwrap_or_default()));
     }
 
     /// gRPC's messages so far.
