@@ -28,6 +28,14 @@ pub(super) enum Target {
 }
 
 impl Target {
+    /// Who is there, as Istio's control plane tells it for metrics.
+    pub(super) fn workload(&self) -> Option<&str> {
+        match self {
+            Self::Host(host) => host.workload.as_deref(),
+            Self::Original(_) => None,
+        }
+    }
+
     pub(super) fn address(&self) -> SocketAddr {
         match self {
             Self::Host(host) => host.address,

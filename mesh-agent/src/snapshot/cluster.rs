@@ -116,6 +116,8 @@ pub struct Host {
     pub transport: UpstreamTransport,
     /// Where its HBONE tunnel ends, if not at the endpoint itself.
     pub waypoint: Option<SocketAddr>,
+    /// Who is there, as Istio's control plane tells it for metrics.
+    pub workload: Option<Arc<str>>,
     /// Counters that outlive this snapshot.
     pub state: Arc<HostState>,
 }

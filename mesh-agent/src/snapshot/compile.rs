@@ -336,6 +336,7 @@ fn priorities(
                 health: endpoint.health,
                 transport: transport(config, &endpoint.transport_metadata),
                 waypoint: endpoint.waypoint,
+                workload: endpoint.workload.clone(),
                 outlier,
                 state,
             })

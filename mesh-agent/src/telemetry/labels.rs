@@ -112,6 +112,11 @@ impl Rendering {
         principal: Option<&str>,
     ) {
         let peer = workload.map(Peer::of).unwrap_or_default();
+        self.peer(side, &peer, principal);
+    }
+
+    /// Adds what is known of one end.
+    pub(super) fn peer(&mut self, side: &str, peer: &Peer, principal: Option<&str>) {
         for (what, value) in [
             ("workload", peer.workload.as_deref()),
             ("workload_namespace", peer.namespace.as_deref()),

@@ -28,6 +28,23 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// Who is at an endpoint, as Istio's control plane tells it:
+    /// `workload;namespace;canonical service;canonical revision;cluster`.
+    pub fn of_endpoint(text: &str) -> Self {
+        let mut parts = text
+            .split(';')
+            .map(|part| (!part.is_empty()).then(|| Arc::from(part)));
+        let mut next = || parts.next().flatten();
+        Self {
+            workload: next(),
+            namespace: next(),
+            service: next(),
+            revision: next(),
+            cluster: next(),
+            ..Self::default()
+        }
+    }
+
     /// A pod of this node. Its canonical service and revision are what Istio makes of labels.
     pub fn of(workload: &Workload) -> Self {
         let label = |names: &[&str]| {
@@ -56,5 +73,23 @@ impl Peer {
             cluster: None,
             name,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_tells_who_is_there() {
+        let peer = Peer::of_endpoint("web-v1;shop;web;v1;east");
+        assert_eq!(peer.workload.as_deref(), Some("web-v1"));
+        assert_eq!(peer.namespace.as_deref(), Some("shop"));
+        assert_eq!(peer.service.as_deref(), Some("web"));
+        assert_eq!(peer.revision.as_deref(), Some("v1"));
+        assert_eq!(peer.cluster.as_deref(), Some("east"));
+        let little = Peer::of_endpoint("web;;");
+        assert_eq!(little.workload.as_deref(), Some("web"));
+        assert_eq!((little.namespace, little.cluster), (None, None));
     }
 }

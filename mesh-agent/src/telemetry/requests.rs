@@ -48,6 +48,8 @@ pub(crate) struct Finished<'a> {
     pub(crate) pod: &'a Arc<Pod>,
     /// Where the other side is; `None`: no endpoint was found.
     pub(crate) other: Option<IpAddr>,
+    /// Who is there, if the control plane tells.
+    pub(crate) endpoint: Option<&'a str>,
     /// The cluster that was chosen.
     pub(crate) cluster: Option<&'a Arc<ClusterView>>,
     /// Who the client proved to be.
@@ -297,23 +299,22 @@ impl Finished<'_> {
 
     fn labels(&self, shared: &RequestMetrics) -> String {
         let pods = shared.pods.load();
-        let other = self
-            .other
-            .and_then(|ip| pods.get(&ip))
-            .map(|other| &**other);
-        let own = Some(&*self.pod.workload);
+        let known = self.other.and_then(|ip| pods.get(&ip));
+        let other = match (known, self.endpoint) {
+            (Some(workload), _) => Peer::of(workload),
+            (None, Some(endpoint)) => Peer::of_endpoint(endpoint),
+            (None, None) => Peer::default(),
+        };
+        let own = Peer::of(&self.pod.workload);
         let (reporter, source, destination) = match self.reporter {
-            Reporter::Source => ("source", own, other),
-            Reporter::Destination => ("destination", other, own),
+            Reporter::Source => ("source", &own, &other),
+            Reporter::Destination => ("destination", &other, &own),
         };
         let mut out = Rendering::new();
         out.add("reporter", Some(reporter));
-        out.workload("source", source, self.source_principal.as_deref());
-        out.workload(
-            "destination",
-            destination,
-            self.destination_principal.as_deref(),
-        );
+        out.peer("source", source, self.source_principal.as_deref());
+        let principal = self.destination_principal.as_deref();
+        out.peer("destination", destination, principal);
         let service = self.service();
         out.add("destination_service", service.host.as_deref());
         out.add("destination_service_name", service.name.as_deref());

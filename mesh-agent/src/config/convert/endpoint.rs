@@ -12,7 +12,7 @@ use crate::config::model::endpoint::{
 };
 
 use super::hbone::{self, Internal};
-use super::{Converted, Problems, address, tls};
+use super::{Converted, Problems, address, service, tls};
 
 /// Envoy's default overprovisioning factor, in percent.
 const OVERPROVISIONING: u32 = 140;
@@ -163,5 +163,6 @@ fn endpoint(
             _ => Health::Healthy,
         },
         transport_metadata: Arc::new(tls::match_metadata(message.metadata.as_ref())),
+        workload: service::workload(message.metadata.as_ref()),
     })
 }

@@ -1,4 +1,4 @@
-//! What Istio's control plane says of the service behind a cluster.
+//! What Istio's control plane says of the service behind a cluster, and of who is at an endpoint.
 
 use std::sync::Arc;
 
@@ -25,4 +25,13 @@ pub(super) fn name(metadata: Option<&Metadata>) -> Option<Arc<ServiceName>> {
         name: text("name")?,
         namespace: text("namespace")?,
     }))
+}
+
+/// `filter_metadata: { istio: { workload: "..." } }` of an endpoint.
+pub(super) fn workload(metadata: Option<&Metadata>) -> Option<Arc<str>> {
+    let istio = metadata?.filter_metadata.get("istio")?;
+    match &istio.fields.get("workload")?.kind {
+        Some(Kind::StringValue(text)) if !text.is_empty() => Some(text.as_str().into()),
+        _ => None,
+    }
 }

@@ -58,6 +58,9 @@ pub struct Endpoint {
     pub transport_metadata: Arc<Metadata>,
     /// Where its HBONE tunnel ends, if not at the endpoint itself.
     pub waypoint: Option<SocketAddr>,
+    /// Who is there, as Istio's control plane tells it for metrics:
+    /// `workload;namespace;canonical service;canonical revision;cluster`.
+    pub workload: Option<Arc<str>>,
 }
 
 /// Envoy's `HealthStatus`, folded to what load balancing does with it.

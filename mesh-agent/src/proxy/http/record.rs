@@ -18,6 +18,7 @@ use crate::proxy::lb::Target;
 use crate::proxy::record::transport_failure;
 use crate::snapshot::ClusterView;
 use crate::telemetry::access_log::{Addresses, Entry, Kept, Kind, RequestHead, Spans, keep};
+use crate::telemetry::peer::Peer;
 use crate::telemetry::requests::{Finished, Reporter};
 
 use super::Connection;
@@ -283,6 +284,7 @@ impl Record {
             reporter: Reporter::Source,
             pod: &caught.pod,
             other: upstream.map(|target| target.address().ip()),
+            endpoint: upstream.and_then(Target::workload),
             cluster: facts.cluster.as_ref(),
             source_principal: None,
             destination_principal: None,
@@ -303,6 +305,7 @@ impl Record {
                 let principal = names.iter().find(|name| name.starts_with("spiffe://"));
                 finished.reporter = Reporter::Destination;
                 finished.other = Some(caught.peer.ip());
+                finished.endpoint = None;
                 finished.source_principal = principal.cloned();
                 finished.destination_principal = peer.local.as_ref().map(|id| id.name().clone());
                 finished.mutual_tls = peer.names.is_some();
@@ -347,7 +350,10 @@ impl Record {
             let names = place.peer.names.as_deref().unwrap_or_default();
             client.principal = names.first().cloned();
         }
-        let server = peer(upstream.map(|address| address.ip()));
+        let server = peer(upstream.map(|address| address.ip())).or_else(|| {
+            let told = facts.upstream.as_ref().filter(|_| self.logs.wanted.peers)?;
+            told.workload().map(Peer::of_endpoint)
+        });
         let entry = Entry {
             kind: Kind::Request,
             started: self.begun,

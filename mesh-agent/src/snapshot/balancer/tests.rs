@@ -44,6 +44,7 @@ fn placed(
         health,
         transport: UpstreamTransport::Plain,
         waypoint: None,
+        workload: None,
         outlier: Arc::default(),
         state: Arc::default(),
     })
