@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Run(args) => {
             start_logging(&args);
+            raise_open_files();
             agent::run(&args)
         }
         Command::Validate(args) => match file::load(&args.config, None) {
@@ -54,6 +55,17 @@ fn main() -> ExitCode {
             eprintln!("mesh-agent: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Every connection is two files: as many as the system grants are better than the few that a
+/// shell hands down.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the number of open files");
     }
 }
 

@@ -38,6 +38,7 @@ mod paced;
 mod page;
 mod pod;
 mod process;
+pub mod protocols;
 mod python;
 mod server;
 mod skip;

@@ -45,6 +45,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Thousands of connections are held by one process.
+    let _ = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).and_then(
+        |(_, most)| {
+            nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)
+        },
+    );
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

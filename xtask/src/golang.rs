@@ -41,6 +41,16 @@ pub(crate) fn istiod() -> Option<PathBuf> {
     })
 }
 
+/// h2spec and gRPC's interop programs; likewise.
+pub(crate) fn protocols() -> Option<PathBuf> {
+    find(&Program {
+        name: "protocols",
+        variable: "MESH_PROTOCOLS",
+        module: "protocols",
+        takes: "a minute",
+    })
+}
+
 fn find(program: &Program) -> Option<PathBuf> {
     let named = std::env::var_os(program.variable).filter(|path| !path.is_empty());
     if let Some(path) = named {

@@ -99,11 +99,13 @@ pub(crate) fn run(part: Option<Part>) -> Result<()> {
             let python = python::ensure().unwrap_or_default();
             let control_plane = golang::control_plane().unwrap_or_default();
             let istiod = golang::istiod().unwrap_or_default();
+            let protocols = golang::protocols().unwrap_or_default();
             let peers = [
                 ("ENVOY_BIN", envoy.as_os_str()),
                 ("MESH_PYTHON", python.as_os_str()),
                 ("MESH_GO_CONTROL_PLANE", control_plane.as_os_str()),
                 ("MESH_ISTIOD", istiod.as_os_str()),
+                ("MESH_PROTOCOLS", protocols.as_os_str()),
             ];
             targets(&interop, &peers, &skip_log)
         });

@@ -517,7 +517,7 @@ impl State<'_> {
             family(name, "counter", one(load(counter)));
         }
         type Read = fn(&crate::snapshot::cluster::ClusterStats) -> &AtomicU64;
-        let per_cluster: [(&str, &str, Read); 26] = [
+        let per_cluster: [(&str, &str, Read); 29] = [
             ("upstream_cx_total", "counter", |stats| {
                 &stats.upstream_cx_total
             }),
@@ -595,6 +595,15 @@ impl State<'_> {
             ("outlier_detection_ejections_overflow", "counter", |stats| {
                 &stats.outlier.ejections_overflow
             }),
+            ("health_check_attempt", "counter", |stats| {
+                &stats.health_check_attempt
+            }),
+            ("health_check_success", "counter", |stats| {
+                &stats.health_check_success
+            }),
+            ("health_check_failure", "counter", |stats| {
+                &stats.health_check_failure
+            }),
             ("upstream_cx_none_healthy", "counter", |stats| {
                 &stats.upstream_cx_none_healthy
             }),
@@ -654,6 +663,19 @@ fn health_flags(host: &Host) -> String {
     let mut flags = String::new();
     if host.outlier.ejected() {
         flags.push_str("/failed_outlier_check");
+    }
+    if let Some(checked) = &host.checked {
+        match checked.health() {
+            Health::Healthy => {}
+            Health::Degraded => flags.push_str("/degraded_active_hc"),
+            Health::Unhealthy => flags.push_str("/failed_active_hc"),
+        }
+        if checked.timed_out() {
+            flags.push_str("/active_hc_timeout");
+        }
+        if checked.pending() {
+            flags.push_str("/pending_active_hc");
+        }
     }
     match host.health {
         Health::Healthy => {}

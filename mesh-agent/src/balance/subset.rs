@@ -85,13 +85,13 @@ pub struct Settings {
     pub panic_mode_any: bool,
 }
 
-/// Which endpoints a request may go to: indices into the endpoints given.
+/// Which endpoints a request may go to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Choice<'a> {
+pub enum Choice {
     /// Every endpoint.
     Any,
-    /// These.
-    Group(&'a [usize]),
+    /// Those of a group: an index into [`Subsets::groups`].
+    Group(usize),
     /// Nobody.
     Nobody,
 }
@@ -99,23 +99,25 @@ pub enum Choice<'a> {
 /// The groups of a cluster.
 #[derive(Debug, Clone, Default)]
 pub struct Subsets {
-    groups: HashMap<Metadata, Vec<usize>>,
+    by_metadata: HashMap<Metadata, usize>,
+    groups: Vec<Vec<usize>>,
     selectors: HashMap<Vec<Arc<str>>, SelectorFallback>,
     fallback: Fallback,
-    default_group: Vec<usize>,
+    /// The one of the default subset, if anybody has its metadata.
+    default_group: Option<usize>,
     panic_mode_any: bool,
 }
 
 impl Subsets {
     /// Groups endpoints, given by their metadata.
-    pub fn new(endpoints: &[Metadata], settings: &Settings) -> Self {
-        let mut groups: HashMap<Metadata, Vec<usize>> = HashMap::new();
+    pub fn new(endpoints: &[&Metadata], settings: &Settings) -> Self {
+        let mut by_metadata: HashMap<Metadata, Vec<usize>> = HashMap::new();
         let mut selectors = HashMap::new();
         for selector in &settings.selectors {
             let keys = sorted(&selector.keys);
             for (index, endpoint) in endpoints.iter().enumerate() {
                 for group in values(endpoint, &keys, settings.list_as_any) {
-                    let members = groups.entry(group).or_default();
+                    let members = by_metadata.entry(group).or_default();
                     // Two selectors of the same keys, or a value listed twice.
                     if members.last() != Some(&index) {
                         members.push(index);
@@ -126,10 +128,16 @@ impl Subsets {
                 .entry(keys)
                 .or_insert_with(|| selector.fallback.clone());
         }
-        for members in groups.values_mut() {
-            members.sort_unstable();
-            members.dedup();
-        }
+        let mut groups = Vec::with_capacity(by_metadata.len() + 1);
+        let by_metadata = by_metadata
+            .into_iter()
+            .map(|(metadata, mut members)| {
+                members.sort_unstable();
+                members.dedup();
+                groups.push(members);
+                (metadata, groups.len() - 1)
+            })
+            .collect();
         let has_default = |endpoint: &Metadata| {
             settings.default_subset.iter().all(|(key, wanted)| {
                 endpoint
@@ -137,24 +145,35 @@ impl Subsets {
                     .is_some_and(|value| has(value, wanted, settings.list_as_any))
             })
         };
+        let default: Vec<usize> = (0..endpoints.len())
+            .filter(|index| has_default(endpoints[*index]))
+            .collect();
+        let default_group = (!default.is_empty()).then(|| {
+            groups.push(default);
+            groups.len() - 1
+        });
         Self {
+            by_metadata,
             groups,
             selectors,
             fallback: settings.fallback.clone(),
-            default_group: (0..endpoints.len())
-                .filter(|index| has_default(&endpoints[*index]))
-                .collect(),
+            default_group,
             panic_mode_any: settings.panic_mode_any,
         }
     }
 
+    /// The members of each group: indices into the endpoints given.
+    pub fn groups(&self) -> &[Vec<usize>] {
+        &self.groups
+    }
+
     /// The endpoints for a request that asks for `wanted`, which may be nothing.
-    pub fn find(&self, wanted: &Metadata) -> Choice<'_> {
+    pub fn find(&self, wanted: &Metadata) -> Choice {
         if wanted.is_empty() {
             return self.cluster_fallback();
         }
-        if let Some(group) = self.groups.get(wanted) {
-            return Choice::Group(group);
+        if let Some(group) = self.by_metadata.get(wanted) {
+            return Choice::Group(*group);
         }
         let keys: Vec<Arc<str>> = wanted.keys().cloned().collect();
         match self.selectors.get(&keys) {
@@ -173,19 +192,18 @@ impl Subsets {
         }
     }
 
-    fn cluster_fallback(&self) -> Choice<'_> {
+    fn cluster_fallback(&self) -> Choice {
         match self.fall_back(&self.fallback) {
             Choice::Nobody if self.panic_mode_any => Choice::Any,
             choice => choice,
         }
     }
 
-    fn fall_back(&self, fallback: &Fallback) -> Choice<'_> {
+    fn fall_back(&self, fallback: &Fallback) -> Choice {
         match fallback {
             Fallback::None => Choice::Nobody,
             Fallback::Any => Choice::Any,
-            Fallback::Default if self.default_group.is_empty() => Choice::Nobody,
-            Fallback::Default => Choice::Group(&self.default_group),
+            Fallback::Default => self.default_group.map_or(Choice::Nobody, Choice::Group),
         }
     }
 }

@@ -48,13 +48,14 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        "cluster weighted_clusters idle_timeout max_connect_attempts access_log hash_policy",
+        "cluster weighted_clusters idle_timeout max_connect_attempts access_log hash_policy \
+         metadata_match",
         // Entries are written at the end, whatever else is asked for.
         "stat_prefix access_log_options",
     ),
     (
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight",
-        "name weight",
+        "name weight metadata_match",
         "",
     ),
     (
@@ -67,10 +68,11 @@ const UNDERSTOOD: &[Entry] = &[
          upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action \
          forward_client_cert_details set_current_client_cert_details \
          strip_matching_host_port \
-         strip_any_host_port via internal_address_config access_log",
+         strip_any_host_port strip_trailing_host_dot via internal_address_config access_log",
         "stat_prefix access_log_options tracing \
          proxy_100_continue \
-         request_id_extension stream_error_on_invalid_http_message",
+         request_id_extension stream_error_on_invalid_http_message \
+         http1_safe_max_connection_duration",
     ),
     (
         "envoy.config.accesslog.v3.AccessLog",
@@ -101,7 +103,7 @@ const UNDERSTOOD: &[Entry] = &[
     (
         "envoy.config.core.v3.HttpProtocolOptions",
         "idle_timeout max_connection_duration max_headers_count max_requests_per_connection \
-         max_stream_duration",
+         max_stream_duration headers_with_underscores_action",
         "",
     ),
     (
@@ -120,7 +122,8 @@ const UNDERSTOOD: &[Entry] = &[
         "envoy.config.route.v3.RouteConfiguration",
         "name virtual_hosts response_headers_to_add response_headers_to_remove \
          request_headers_to_add request_headers_to_remove most_specific_header_mutations_wins \
-         validate_clusters ignore_port_in_host_matching typed_per_filter_config",
+         validate_clusters ignore_port_in_host_matching typed_per_filter_config \
+         request_mirror_policies",
         "metadata max_direct_response_body_size_bytes",
     ),
     (
@@ -129,7 +132,7 @@ const UNDERSTOOD: &[Entry] = &[
          response_headers_to_add response_headers_to_remove require_tls \
          include_request_attempt_count include_attempt_count_in_response retry_policy \
          typed_per_filter_config include_is_timeout_retry_header per_request_buffer_limit_bytes \
-         request_body_buffer_limit",
+         request_body_buffer_limit request_mirror_policies",
         "metadata virtual_clusters",
     ),
     (
@@ -142,7 +145,7 @@ const UNDERSTOOD: &[Entry] = &[
     (
         "envoy.config.route.v3.RouteMatch",
         "prefix path safe_regex path_separated_prefix connect_matcher case_sensitive \
-         runtime_fraction headers query_parameters grpc",
+         runtime_fraction headers query_parameters grpc path_match_policy",
         "",
     ),
     (
@@ -150,8 +153,15 @@ const UNDERSTOOD: &[Entry] = &[
         "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite \
          regex_rewrite host_rewrite_literal auto_host_rewrite host_rewrite_header \
          append_x_forwarded_host timeout idle_timeout upgrade_configs priority retry_policy hash_policy \
-         max_stream_duration max_grpc_timeout",
+         max_stream_duration max_grpc_timeout request_mirror_policies path_rewrite_policy \
+         host_rewrite_path_regex metadata_match",
         "",
+    ),
+    (
+        "envoy.config.route.v3.RouteAction.RequestMirrorPolicy",
+        "cluster cluster_header runtime_fraction disable_shadow_host_suffix_append \
+         host_rewrite_literal",
+        "trace_sampled",
     ),
     (
         "envoy.extensions.filters.http.fault.v3.HTTPFault",
@@ -210,7 +220,7 @@ const UNDERSTOOD: &[Entry] = &[
     (
         "envoy.config.route.v3.WeightedCluster.ClusterWeight",
         "name weight request_headers_to_add request_headers_to_remove response_headers_to_add \
-         response_headers_to_remove host_rewrite_literal",
+         response_headers_to_remove host_rewrite_literal metadata_match",
         "",
     ),
     (
@@ -225,10 +235,21 @@ const UNDERSTOOD: &[Entry] = &[
          http2_protocol_options typed_extension_protocol_options dns_refresh_rate \
          respect_dns_ttl dns_lookup_family upstream_bind_config common_lb_config \
          upstream_connection_options close_connections_on_host_health_failure \
-         load_balancing_policy original_dst_lb_config least_request_lb_config ring_hash_lb_config maglev_lb_config outlier_detection",
+         load_balancing_policy round_robin_lb_config original_dst_lb_config least_request_lb_config ring_hash_lb_config maglev_lb_config outlier_detection lb_subset_config health_checks",
         "alt_stat_name metadata per_connection_buffer_limit_bytes wait_for_warm_on_init \
          http_protocol_options cleanup_interval dns_failure_refresh_rate dns_jitter \
          protocol_selection ignore_health_on_host_removal",
+    ),
+    (
+        "envoy.config.cluster.v3.Cluster.LbSubsetConfig",
+        "fallback_policy default_subset subset_selectors locality_weight_aware panic_mode_any \
+         list_as_any",
+        "",
+    ),
+    (
+        "envoy.config.cluster.v3.Cluster.LbSubsetConfig.LbSubsetSelector",
+        "keys fallback_policy fallback_keys_subset",
+        "",
     ),
     (
         "envoy.config.cluster.v3.Cluster.CommonLbConfig.ConsistentHashingLbConfig",
@@ -313,8 +334,34 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.config.endpoint.v3.Endpoint",
-        "address hostname",
-        "health_check_config observability_name",
+        "address hostname health_check_config",
+        "observability_name",
+    ),
+    (
+        "envoy.config.endpoint.v3.Endpoint.HealthCheckConfig",
+        "port_value hostname disable_active_health_check",
+        "",
+    ),
+    (
+        "envoy.config.core.v3.HealthCheck",
+        "timeout interval initial_jitter interval_jitter interval_jitter_percent \
+         unhealthy_threshold healthy_threshold reuse_connection no_traffic_interval \
+         no_traffic_healthy_interval unhealthy_interval unhealthy_edge_interval \
+         healthy_edge_interval http_health_check tcp_health_check grpc_health_check \
+         custom_health_check",
+        "event_log_path event_logger event_service always_log_health_check_failures \
+         always_log_health_check_success",
+    ),
+    (
+        "envoy.config.core.v3.HealthCheck.HttpHealthCheck",
+        "host path request_headers_to_add request_headers_to_remove expected_statuses \
+         retriable_statuses codec_client_type method",
+        "response_buffer_size",
+    ),
+    (
+        "envoy.config.core.v3.HealthCheck.TcpHealthCheck",
+        "send receive",
+        "",
     ),
     (
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -400,17 +447,22 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.config.cluster.v3.Cluster.LeastRequestLbConfig",
-        "choice_count active_request_bias",
+        "choice_count active_request_bias slow_start_config",
+        "",
+    ),
+    (
+        "envoy.config.cluster.v3.Cluster.RoundRobinLbConfig",
+        "slow_start_config",
         "",
     ),
     (
         "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
-        "choice_count active_request_bias",
+        "choice_count active_request_bias slow_start_config",
         "",
     ),
     (
         "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin",
-        "",
+        "slow_start_config",
         "",
     ),
     (

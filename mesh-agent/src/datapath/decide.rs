@@ -195,6 +195,10 @@ fn needs_agent(cluster: &ClusterView) -> Option<&'static str> {
         Some("TLS to its endpoints")
     } else if !config.source_addresses.is_empty() {
         Some("upstream_bind_config is set")
+    } else if config.slow_start.is_some() {
+        Some("slow_start_config is set")
+    } else if config.subsets.is_some() {
+        Some("lb_subset_config is set")
     } else if config.tcp_keepalive.is_some() {
         Some("tcp_keepalive is set")
     } else if matches!(config.lb, LbPolicy::LeastRequest { choice_count, .. } if choice_count > 2) {

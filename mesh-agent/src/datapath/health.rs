@@ -21,7 +21,9 @@ impl Datapath {
         let mut new = Vec::new();
         for view in snapshot.views.values() {
             let watched = view.clusters.iter();
-            for (name, cluster) in watched.filter(|(_, one)| one.config.outlier.is_some()) {
+            for (name, cluster) in watched.filter(|(_, one)| {
+                one.config.outlier.is_some() || one.config.health_check.is_some()
+            }) {
                 let state = Arc::as_ptr(&cluster.state) as usize;
                 let health = cluster.state.health();
                 if self.health.insert(state, health).unwrap_or(0) != health {

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use http::HeaderMap;
 
 use crate::balance::edf::Edf;
+use crate::balance::subset::Metadata;
 use crate::config::model::cluster::{Discovery, LbPolicy, OriginalDst};
 use crate::config::model::tls::UpstreamTransport;
 use crate::snapshot::ClusterView;
@@ -69,6 +70,7 @@ pub(super) struct Asked<'a> {
     headers: Option<&'a HeaderMap>,
     tried: Option<&'a Tried>,
     hash: Option<u64>,
+    subset: Option<&'a Metadata>,
 }
 
 impl<'a> Asked<'a> {
@@ -79,6 +81,7 @@ impl<'a> Asked<'a> {
             headers: None,
             tried: None,
             hash: None,
+            subset: None,
         }
     }
 
@@ -89,6 +92,7 @@ impl<'a> Asked<'a> {
             headers: Some(headers),
             tried: None,
             hash: None,
+            subset: None,
         }
     }
 
@@ -96,6 +100,13 @@ impl<'a> Asked<'a> {
     #[must_use]
     pub(super) fn hashed(mut self, hash: Option<u64>) -> Self {
         self.hash = hash;
+        self
+    }
+
+    /// Of a subset.
+    #[must_use]
+    pub(super) fn within(mut self, subset: Option<&'a Metadata>) -> Self {
+        self.subset = subset;
         self
     }
 
@@ -112,7 +123,7 @@ pub(super) fn pick(cluster: &ClusterView, asked: &Asked<'_>) -> Option<Target> {
     if let Discovery::OriginalDst(options) = &cluster.config.discovery {
         return original_dst(options, asked).map(Target::Original);
     }
-    let balancer = cluster.balancer();
+    let balancer = cluster.balancer_of(asked.subset)?;
     let Some(tried) = asked.tried else {
         let random = asked.hash.unwrap_or_else(|| fastrand::u64(..));
         return pick_host(cluster, balancer.pool(random)?, random, 0).map(Target::Host);
@@ -135,6 +146,23 @@ pub(super) fn pick(cluster: &ClusterView, asked: &Asked<'_>) -> Option<Target> {
 }
 
 fn pick_host(cluster: &ClusterView, pool: &Pool, hash: u64, attempt: usize) -> Option<Arc<Host>> {
+    let slow = cluster.config.slow_start.as_ref().filter(|slow| {
+        let mut hosts = pool.hosts().iter();
+        hosts.any(|host| host.state.well_for() < slow.window)
+    });
+    if let Some(slow) = slow {
+        let weight = |host: &Host| match cluster.config.lb {
+            LbPolicy::LeastRequest {
+                active_request_bias,
+                ..
+            } => least_weight(host, active_request_bias),
+            _ => f64::from(host.weight),
+        };
+        let host = due(pool, |host| {
+            weight(host) * slow.factor(host.state.well_for())
+        });
+        return Some(host.clone());
+    }
     let host = match cluster.config.lb {
         LbPolicy::Random => random(pool),
         LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. } => pool.by_hash(hash, attempt)?,
@@ -145,7 +173,7 @@ fn pick_host(cluster: &ClusterView, pool: &Pool, hash: u64, attempt: usize) -> O
             if pool.equal_weights() {
                 least_of(choice_count, pool)
             } else {
-                least_weighted(pool, active_request_bias)
+                due(pool, |host| least_weight(host, active_request_bias))
             }
         }
         LbPolicy::RoundRobin | LbPolicy::ClusterProvided => pool.round_robin(),
@@ -176,12 +204,14 @@ fn least_of(choices: u32, pool: &Pool) -> &Arc<Host> {
 }
 
 /// By weight over active requests (Envoy: `LeastRequestLoadBalancer::hostWeight`).
-fn least_weighted(pool: &Pool, bias: f64) -> &Arc<Host> {
+fn least_weight(host: &Host, bias: f64) -> f64 {
+    f64::from(host.weight) / ((active(host) + 1) as f64).powf(bias)
+}
+
+/// The one that is due, by weights that change.
+fn due(pool: &Pool, weight: impl Fn(&Host) -> f64) -> &Arc<Host> {
     let hosts = pool.hosts();
-    let weight = |index: usize| {
-        let host = &hosts[index];
-        f64::from(host.weight) / ((active(host) + 1) as f64).powf(bias)
-    };
+    let weight = |index: usize| weight(&hosts[index]);
     let index = SCHEDULERS.with_borrow_mut(|schedulers| {
         // Pools of snapshots that are gone; to build anew what is still used is cheap.
         if schedulers.len() > MAX_SCHEDULERS {

@@ -7,6 +7,7 @@ mod accept;
 mod authz;
 mod filter_chain;
 mod hbone;
+mod health;
 mod http;
 mod lb;
 mod local;
@@ -72,6 +73,7 @@ pub struct Proxy {
     workers: Vec<Worker>,
     stats: Arc<ProxyStats>,
     requests: Arc<RequestMetrics>,
+    checker: health::Checker,
     /// Ends after the workers.
     access_log: AccessLogWriter,
     _sweeper: Sweeper,
@@ -150,9 +152,16 @@ impl Proxy {
                 })
             })
             .collect::<io::Result<_>>()?;
+        let checker = health::Checker::start(health::Means {
+            snapshots: snapshots.clone(),
+            credentials,
+            trust_domain,
+            tls,
+        })?;
         let sweeper = Sweeper::start(snapshots)?;
         Ok(Self {
             workers,
+            checker,
             stats,
             requests,
             access_log,
@@ -167,6 +176,7 @@ impl Proxy {
 
     /// Serves a pod. `sockets` holds the listeners of each worker.
     pub fn add_pod(&self, pod: &Arc<Pod>, sockets: Vec<Vec<PodListener>>) {
+        self.checker.add_pod(pod);
         for (worker, sockets) in self.workers.iter().zip(sockets) {
             worker.send(Command::AddPod(pod.clone(), sockets));
         }
@@ -174,6 +184,7 @@ impl Proxy {
 
     /// Closes a pod's listeners and connections.
     pub fn remove_pod(&self, pod: PodId) {
+        self.checker.remove_pod(pod);
         for worker in &self.workers {
             worker.send(Command::RemovePod(pod));
         }

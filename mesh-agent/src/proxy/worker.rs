@@ -106,6 +106,7 @@ pub(super) fn run(shared: Shared, commands: mpsc::UnboundedReceiver<Command>) {
             return;
         }
     };
+    super::http::alarm::keep_timers();
     LocalSet::new().block_on(&runtime, serve(shared, commands));
 }
 
@@ -132,6 +133,7 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
         draining,
     });
     let mut pods: HashMap<PodId, (u64, CancellationToken)> = HashMap::new();
+    let mut swept = 0;
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut look = tokio::time::interval(LOOK);
@@ -147,7 +149,14 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
                 context.shared.stats.ssl_trust_withdrawn.fetch_add(closed, Ordering::Relaxed);
                 let generation = context.tls.generation();
                 context.hbone.tunnels.sweep(generation);
-                context.pool.borrow_mut().forget_closed(generation);
+                let snapshot = context.shared.snapshots.load();
+                let mut pool = context.pool.borrow_mut();
+                if swept == snapshot.generation {
+                    pool.forget_closed(generation);
+                } else {
+                    swept = snapshot.generation;
+                    pool.forget_gone(generation, &snapshot);
+                }
                 continue;
             }
             _ = look.tick(), if watch.has_listeners() => {

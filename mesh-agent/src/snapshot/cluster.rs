@@ -3,20 +3,25 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use crate::balance::subset::Metadata;
 use crate::config::model::Name;
 use crate::config::model::cluster::Cluster;
 use crate::config::model::endpoint::{Health, LoadAssignment, Locality};
+use crate::config::model::health_check::EndpointCheck;
 use crate::config::model::tls::UpstreamTransport;
 use crate::identity::SslStats;
 use crate::telemetry::histogram::Histogram;
 
 use super::balancer::{Balancer, Settings};
 use super::breakers::{ByPriority, Resources};
+use super::checked::Checked;
 use super::outlier;
+use super::subsets::{BySubset, Chosen};
 
 /// A cluster as one snapshot sees it.
 #[derive(Debug)]
@@ -29,6 +34,8 @@ pub struct ClusterView {
     pub priorities: Vec<Vec<Arc<Host>>>,
     /// Chooses among them.
     pub(super) balancer: Changing,
+    /// Chooses among those of a subset; `None`: there are no subsets.
+    pub(super) subsets: Option<BySubset>,
     /// How connections to addresses that are no endpoints are secured (ORIGINAL_DST).
     pub transport: UpstreamTransport,
     /// Whether endpoints were ever delivered: an EDS cluster waits for them.
@@ -43,6 +50,20 @@ impl ClusterView {
     /// Chooses among the endpoints, as well as they are now.
     pub fn balancer(&self) -> arc_swap::Guard<Arc<Balancer>> {
         self.balancer.current(&self.priorities, &self.state)
+    }
+
+    /// Chooses among the endpoints of the subset that is asked for; `None`: there is none, and
+    /// nothing stands in for it.
+    pub fn balancer_of(&self, subset: Option<&Metadata>) -> Option<arc_swap::Guard<Arc<Balancer>>> {
+        static NOTHING: Metadata = Metadata::new();
+        let Some(subsets) = &self.subsets else {
+            return Some(self.balancer());
+        };
+        match subsets.choose(subset.unwrap_or(&NOTHING), &self.state) {
+            Chosen::Any => Some(self.balancer()),
+            Chosen::Some(balancer) => Some(balancer),
+            Chosen::Nobody => None,
+        }
     }
 
     /// Every endpoint, highest priority first.
@@ -77,7 +98,7 @@ impl Changing {
         }
     }
 
-    fn current(
+    pub(super) fn current(
         &self,
         priorities: &[Vec<Arc<Host>>],
         state: &ClusterState,
@@ -112,12 +133,18 @@ pub struct Host {
     pub health: Health,
     /// What outlier detection remembers of it.
     pub outlier: Arc<outlier::Record>,
+    /// What active health checks found; `None`: it is not checked.
+    pub checked: Option<Arc<Checked>>,
+    /// How it is checked.
+    pub check: Arc<EndpointCheck>,
     /// How its connections are secured.
     pub transport: UpstreamTransport,
     /// Where its HBONE tunnel ends, if not at the endpoint itself.
     pub waypoint: Option<SocketAddr>,
     /// Who is there, as Istio's control plane tells it for metrics.
     pub workload: Option<Arc<str>>,
+    /// What it is grouped by.
+    pub lb_metadata: Arc<Metadata>,
     /// Counters that outlive this snapshot.
     pub state: Arc<HostState>,
 }
@@ -126,9 +153,11 @@ impl Host {
     /// How well it is: what the control plane says, and what was seen.
     pub fn health_now(&self) -> Health {
         if self.outlier.ejected() {
-            Health::Unhealthy
-        } else {
-            self.health
+            return Health::Unhealthy;
+        }
+        match (self.health, &self.checked) {
+            (said, None) => said,
+            (said, Some(checked)) => said.worse(checked.health()),
         }
     }
 }
@@ -223,12 +252,18 @@ pub struct ClusterStats {
     pub upstream_rq_time: Histogram,
     /// What outlier detection did.
     pub outlier: outlier::Stats,
+    /// Active health checks.
+    pub health_check_attempt: AtomicU64,
+    /// Those that went well.
+    pub health_check_success: AtomicU64,
+    /// Those that did not.
+    pub health_check_failure: AtomicU64,
     /// Requests or connections that found no healthy endpoint.
     pub upstream_cx_none_healthy: AtomicU64,
 }
 
 /// An endpoint's counters: one per cluster state and address.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct HostState {
     /// Requests (L7) or connections (L4) in flight, for least request.
     pub active: AtomicU64,
@@ -244,4 +279,39 @@ pub struct HostState {
     pub rq_success: AtomicU64,
     /// Requests answered 5xx or reset.
     pub rq_error: AtomicU64,
+    /// Since when it is there, or well again: milliseconds since the process began to count.
+    well_since: AtomicU64,
+}
+
+impl Default for HostState {
+    fn default() -> Self {
+        Self {
+            active: AtomicU64::new(0),
+            cx_active: AtomicU64::new(0),
+            cx_total: AtomicU64::new(0),
+            cx_connect_fail: AtomicU64::new(0),
+            rq_total: AtomicU64::new(0),
+            rq_success: AtomicU64::new(0),
+            rq_error: AtomicU64::new(0),
+            well_since: AtomicU64::new(now_ms()),
+        }
+    }
+}
+
+impl HostState {
+    /// A health check found it well again: slow start begins anew.
+    pub fn well_from_now(&self) {
+        self.well_since.store(now_ms(), Ordering::Relaxed);
+    }
+
+    /// For how long it is there and well (Envoy: `lastHcPassTime`).
+    pub fn well_for(&self) -> Duration {
+        Duration::from_millis(now_ms().saturating_sub(self.well_since.load(Ordering::Relaxed)))
+    }
+}
+
+/// Milliseconds since the process began to count.
+pub(super) fn now_ms() -> u64 {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    u64::try_from(START.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX)
 }

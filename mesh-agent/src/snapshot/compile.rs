@@ -16,8 +16,10 @@ use crate::store::{Resource, ResourceSet};
 
 use super::balancer::Settings;
 use super::breakers::ByPriority;
+use super::checked::Checked;
 use super::cluster::{Changing, ClusterState, ClusterView, Host, HostState};
 use super::outlier::Record;
+use super::subsets::BySubset;
 use super::{Clusters, Difference, OutboundListeners, Snapshot, View, ViewId};
 
 /// What names resolved to, as the DNS source last saw it.
@@ -254,14 +256,17 @@ fn compile_cluster(
     let first_only = matches!(config.discovery, Discovery::LogicalDns { .. });
     // Another outlier detection begins anew, as Envoy's.
     let watched_alike = previous.is_some_and(|view| view.config.outlier == config.outlier);
+    let checked_alike =
+        previous.is_some_and(|view| view.config.health_check == config.health_check);
     let known: HashMap<SocketAddr, Known> = previous
         .into_iter()
         .flat_map(|view| view.hosts())
         .map(|host| {
             let record = watched_alike.then(|| host.outlier.clone());
+            let checked = host.checked.clone().filter(|_| checked_alike);
             (
                 host.address,
-                (host.state.clone(), record.unwrap_or_default()),
+                (host.state.clone(), record.unwrap_or_default(), checked),
             )
         })
         .collect();
@@ -295,6 +300,10 @@ fn compile_cluster(
         assignment: assignment.cloned(),
         breakers: ByPriority::new(&config.circuit_breakers, &state.resources),
         balancer: Changing::new(&priorities, settings, &state),
+        subsets: config
+            .subsets
+            .as_ref()
+            .map(|subsets| BySubset::new(subsets, &priorities, settings, &state)),
         priorities,
         transport: transport(config, &Metadata::new()),
         warmed: assignment.is_some() || matches!(config.discovery, Discovery::OriginalDst(_)),
@@ -310,7 +319,7 @@ fn transport(config: &Cluster, metadata: &Metadata) -> UpstreamTransport {
 }
 
 /// What an endpoint takes over from the snapshot before.
-type Known = (Arc<HostState>, Arc<Record>);
+type Known = (Arc<HostState>, Arc<Record>, Option<Arc<Checked>>);
 
 fn priorities(
     assignment: &LoadAssignment,
@@ -326,7 +335,8 @@ fn priorities(
         }
         let locality = Arc::new(group.locality.clone());
         let host = |endpoint: &Endpoint, address: SocketAddr| {
-            let (state, outlier) = known.get(&address).cloned().unwrap_or_default();
+            let (state, outlier, checked) = known.get(&address).cloned().unwrap_or_default();
+            let is_checked = config.health_check.is_some() && !endpoint.check.disabled;
             Arc::new(Host {
                 address,
                 hostname: endpoint.hostname.clone(),
@@ -337,7 +347,10 @@ fn priorities(
                 transport: transport(config, &endpoint.transport_metadata),
                 waypoint: endpoint.waypoint,
                 workload: endpoint.workload.clone(),
+                lb_metadata: endpoint.lb_metadata.clone(),
                 outlier,
+                checked: is_checked.then(|| checked.unwrap_or_default()),
+                check: endpoint.check.clone(),
                 state,
             })
         };

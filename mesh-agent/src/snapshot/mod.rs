@@ -7,6 +7,7 @@
 
 pub mod balancer;
 pub mod breakers;
+pub mod checked;
 pub mod cluster;
 mod clusters;
 mod compile;
@@ -14,6 +15,7 @@ mod listeners;
 pub mod outlier;
 mod places;
 pub mod slots;
+mod subsets;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

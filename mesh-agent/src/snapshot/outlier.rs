@@ -5,13 +5,13 @@
 //! endpoint next finds it changed and builds the balancer anew.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::balance::outlier::{Rate, below_mean, failing};
 use crate::config::model::outlier::{Check, OutlierDetection, RateCheck};
 
 use super::ClusterView;
-use super::cluster::Host;
+use super::cluster::{Host, now_ms};
 
 /// How an attempt at an endpoint went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -352,10 +352,4 @@ fn come_back(cluster: &ClusterView, config: &OutlierDetection, host: &Host) {
         cluster.state.health_changed();
         tracing::info!(cluster = %cluster.config.name, address = %host.address, "an endpoint is back");
     }
-}
-
-/// Milliseconds since the process began to count.
-fn now_ms() -> u64 {
-    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    u64::try_from(START.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX)
 }

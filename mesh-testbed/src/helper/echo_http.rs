@@ -5,13 +5,15 @@
 //! header. A list, as in `x-echo-status: 503,200`, has a value for each of a proxy's attempts, by
 //! `x-envoy-attempt-count`; the last one holds for all that follow. `x-echo: body`, or a
 //! content type of gRPC, streams the request's body back, with `grpc-status: 0` as trailer for
-//! gRPC. An upgrade to anything is accepted; from then on bytes are sent back.
+//! gRPC. A call of `grpc.health.v1.Health/Check` is told SERVING. What a request with `x-echo-remember: KEY` asked is told, instead of to itself only, to
+//! one with `x-echo-recall: KEY`: a list, which waits for its first entry. An upgrade to anything is accepted; from then on bytes are sent back.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -27,6 +29,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use mesh_testbed::wire::Echo;
+use tokio::sync::Notify;
 
 use super::listen::{Listen, ends};
 
@@ -44,10 +47,52 @@ pub(crate) struct Args {
     listen: Listen,
 }
 
+/// Requests by key, and who waits for one.
+#[derive(Debug, Default)]
+struct Memory {
+    echoes: Mutex<HashMap<String, Vec<Echo>>>,
+    grown: Notify,
+}
+
+/// How long a recall waits.
+const RECALL: Duration = Duration::from_secs(5);
+
+impl Memory {
+    fn remember(&self, key: &str, echo: &Echo) {
+        let mut echoes = self.echoes.lock().expect("nobody panics with it");
+        echoes.entry(key.to_owned()).or_default().push(echo.clone());
+        drop(echoes);
+        self.grown.notify_waiters();
+    }
+
+    async fn recall(&self, key: &str) -> Vec<Echo> {
+        let waiting = async {
+            loop {
+                let grown = self.grown.notified();
+                let mut grown = std::pin::pin!(grown);
+                grown.as_mut().enable();
+                let known = self
+                    .echoes
+                    .lock()
+                    .expect("nobody panics with it")
+                    .remove(key);
+                if let Some(known) = known {
+                    return known;
+                }
+                grown.await;
+            }
+        };
+        tokio::time::timeout(RECALL, waiting)
+            .await
+            .unwrap_or_default()
+    }
+}
+
 /// What a connection knows.
 #[derive(Debug, Clone)]
 struct Context {
     args: Arc<Args>,
+    memory: Arc<Memory>,
     peer: SocketAddr,
     local: SocketAddr,
 }
@@ -55,6 +100,7 @@ struct Context {
 pub(crate) async fn serve(args: Args) -> Result<()> {
     let listener = args.listen.start()?;
     let args = Arc::new(args);
+    let memory = Arc::new(Memory::default());
     loop {
         let (stream, _) = listener.accept().await?;
         // A client that is gone already has no addresses; the next one may.
@@ -64,6 +110,7 @@ pub(crate) async fn serve(args: Args) -> Result<()> {
         stream.set_nodelay(true)?;
         let context = Context {
             args: args.clone(),
+            memory: memory.clone(),
             peer,
             local,
         };
@@ -83,6 +130,11 @@ pub(crate) async fn serve(args: Args) -> Result<()> {
 impl Context {
     async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
         let headers = request.headers();
+        if let Some(key) = headers.get("x-echo-recall") {
+            let key = String::from_utf8_lossy(key.as_bytes()).into_owned();
+            let known = self.memory.recall(&key).await;
+            return Response::new(full(serde_json::to_vec(&known).unwrap_or_default()));
+        }
         if let Some(delay) = number::<u64>(headers, "x-echo-delay-ms") {
             tokio::time::sleep(Duration::from_millis(delay)).await;
         }
@@ -104,7 +156,10 @@ impl Context {
             .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
         let mirror = headers.get("x-echo").is_some_and(|value| value == "body");
         let bytes = number::<usize>(headers, "x-echo-bytes");
-        let mut response = if grpc || mirror {
+        let health = request.uri().path() == "/grpc.health.v1.Health/Check";
+        let mut response = if grpc && health {
+            serving()
+        } else if grpc || mirror {
             mirrored(request, grpc)
         } else if let Some(bytes) = bytes {
             Response::new(full(vec![b'x'; bytes]))
@@ -149,6 +204,9 @@ impl Context {
             peer: self.peer,
             local: self.local,
         };
+        if let Some(key) = echo.header("x-echo-remember") {
+            self.memory.remember(key, &echo);
+        }
         let mut json = serde_json::to_vec(&echo).unwrap_or_default();
         json.push(b'\n');
         let mut response = Response::new(full(json));
@@ -157,6 +215,23 @@ impl Context {
             .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     }
+}
+
+/// The answer of a gRPC server that is well.
+fn serving() -> Response<Body> {
+    let message = [0, 0, 0, 0, 2, 0x08, 0x01];
+    let trailers = HeaderMap::from_iter([(
+        hyper::header::HeaderName::from_static("grpc-status"),
+        HeaderValue::from_static("0"),
+    )]);
+    let body = Full::new(Bytes::copy_from_slice(&message))
+        .map_err(|never| match never {})
+        .with_trailers(async { Some(Ok(trailers)) })
+        .boxed();
+    let mut response = Response::new(body);
+    let grpc = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(CONTENT_TYPE, grpc);
+    response
 }
 
 /// The request's body, streamed back.

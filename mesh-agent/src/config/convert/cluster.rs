@@ -28,10 +28,11 @@ use crate::config::model::cluster::{
     OriginalDst, RetryBudget, TcpKeepalive, Thresholds, UpstreamProtocol,
 };
 use crate::config::model::endpoint::LoadAssignment;
+use crate::config::model::tls::UpstreamTransport;
 
 use super::{
-    Converted, IGNORED_NETWORK_FILTERS, Problems, decode, duration, endpoint, hbone, is_one_of,
-    outlier, timeout, tls, type_name,
+    Converted, IGNORED_NETWORK_FILTERS, Problems, decode, duration, endpoint, hbone, health_check,
+    is_one_of, outlier, slow_start, subset, timeout, tls, type_name,
 };
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -84,11 +85,31 @@ fn convert(message: &pb::Cluster, problems: &mut Problems) -> Option<Cluster> {
     let transport_matches = tls::matches(&message.transport_socket_matches, problems);
     let hbone = hbone::context(transport.as_ref(), transport_matches.as_ref());
     hbone::check_cluster(&message.name, transport.as_ref(), problems);
+    let subsets = message
+        .lb_subset_config
+        .as_ref()
+        .and_then(|config| subset::config(config, "lb_subset_config", problems));
+    if subsets.is_some() && lb == Some(LbPolicy::ClusterProvided) {
+        problems.push("lb_subset_config", "an ORIGINAL_DST cluster has no subsets");
+    }
+    let tunnelled =
+        |transport: &UpstreamTransport| matches!(transport, UpstreamTransport::Hbone(_));
+    let all = transport
+        .iter()
+        .chain(transport_matches.iter().flatten().map(|one| &one.transport));
+    if !message.health_checks.is_empty() && all.into_iter().any(tunnelled) {
+        problems.push(
+            "health_checks",
+            "health checks through HBONE tunnels are not supported",
+        );
+    }
     let source_addresses = source_addresses(message.upstream_bind_config.as_ref(), problems);
     Some(Cluster {
         name: message.name.as_str().into(),
         discovery: discovery(message, problems)?,
         lb: lb?,
+        slow_start: slow_start::of(message, problems),
+        subsets,
         panic_threshold_percent: panic_threshold(&common, problems),
         locality_weighted: matches!(
             common.locality_config_specifier,
@@ -106,6 +127,7 @@ fn convert(message: &pb::Cluster, problems: &mut Problems) -> Option<Cluster> {
             .outlier_detection
             .as_ref()
             .map(|message| outlier::convert(message, problems)),
+        health_check: health_check::convert(&message.health_checks, problems),
         circuit_breakers,
         max_requests_per_connection: http.max_requests,
         idle_timeout: http.idle_timeout,

@@ -12,7 +12,7 @@ use crate::config::model::endpoint::{
 };
 
 use super::hbone::{self, Internal};
-use super::{Converted, Problems, address, service, tls};
+use super::{Converted, Problems, address, health_check, service, subset, tls};
 
 /// Envoy's default overprovisioning factor, in percent.
 const OVERPROVISIONING: u32 = 140;
@@ -164,5 +164,11 @@ fn endpoint(
         },
         transport_metadata: Arc::new(tls::match_metadata(message.metadata.as_ref())),
         workload: service::workload(message.metadata.as_ref()),
+        check: Arc::new(health_check::endpoint(
+            endpoint.health_check_config.as_ref(),
+            &format!("{path}.endpoint.health_check_config"),
+            problems,
+        )),
+        lb_metadata: Arc::new(subset::metadata(message.metadata.as_ref())),
     })
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction as UnderscoresAction;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
     CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation,
@@ -12,7 +13,7 @@ use envoy_types::pb::google::protobuf::BoolValue;
 
 use crate::config::model::listener::{
     ClientCert, Codec, EscapedSlashes, ForwardClientCert, HttpConnectionManager, RouteSource,
-    ServerHeader, StripPort,
+    ServerHeader, StripPort, Underscores,
 };
 
 use super::{Problems, access_log, address, alpn, filter, route, timeout};
@@ -150,6 +151,12 @@ pub(super) fn convert(
             .max_headers_count
             .as_ref()
             .map_or(100, |value| value.value),
+        underscores: match UnderscoresAction::try_from(common.headers_with_underscores_action) {
+            Ok(UnderscoresAction::RejectRequest) => Underscores::Reject,
+            Ok(UnderscoresAction::DropHeader) => Underscores::Drop,
+            _ => Underscores::Allow,
+        },
+        strip_trailing_host_dot: message.strip_trailing_host_dot,
         max_concurrent_streams: http2
             .max_concurrent_streams
             .as_ref()

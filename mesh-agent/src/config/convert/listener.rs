@@ -25,7 +25,7 @@ use crate::config::model::listener::{
 
 use super::{
     Converted, IGNORED_NETWORK_FILTERS, Problems, access_log, address, decode, hbone, hcm,
-    inspectors, is_one_of, network_rbac, timeout, tls, type_name, typed,
+    inspectors, is_one_of, network_rbac, subset, timeout, tls, type_name, typed,
 };
 
 const HCM: &str =
@@ -357,11 +357,13 @@ fn chain_match(
 }
 
 fn tcp_proxy(message: &tcp::TcpProxy, path: &str, problems: &mut Problems) -> Option<TcpProxy> {
+    let subset = subset::wanted(message.metadata_match.as_ref(), None);
     let clusters: Vec<TcpWeightedCluster> = match &message.cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => {
             vec![TcpWeightedCluster {
                 cluster: name.as_str().into(),
                 weight: 1,
+                subset,
             }]
         }
         Some(ClusterSpecifier::WeightedClusters(weighted)) => weighted
@@ -370,6 +372,7 @@ fn tcp_proxy(message: &tcp::TcpProxy, path: &str, problems: &mut Problems) -> Op
             .map(|cluster| TcpWeightedCluster {
                 cluster: cluster.name.as_str().into(),
                 weight: cluster.weight,
+                subset: subset::wanted(cluster.metadata_match.as_ref(), subset.as_ref()),
             })
             .collect(),
         _ => Vec::new(),

@@ -18,8 +18,10 @@ use envoy_types::pb::envoy::config::route::v3::weighted_cluster::cluster_weight;
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use http::{HeaderName, StatusCode};
 
+use crate::balance::subset::Metadata;
 use crate::config::model::cluster::RoutingPriority;
 use crate::config::model::domains::DomainIndex;
+use crate::config::model::mirror::Mirror;
 use crate::config::model::retry::RetryPolicy;
 use crate::config::model::route::{
     ClusterSpecifier, DirectResponse, Forward, HostRewrite, PathMatcher, Redirect, RedirectPath,
@@ -28,7 +30,10 @@ use crate::config::model::route::{
 };
 
 use super::headers::mutations;
-use super::{Converted, Problems, duration, filter, hash, matcher, retry, timeout};
+use super::{
+    Converted, Problems, duration, filter, hash, matcher, mirror, path_template, retry, subset,
+    timeout,
+};
 
 /// How much of a body Envoy keeps by default: a connection's buffer limit.
 const BUFFER_LIMIT: usize = 1 << 20;
@@ -56,6 +61,7 @@ pub(super) fn convert(
     problems: &mut Problems,
 ) -> Option<RouteConfiguration> {
     let join = |field: &str| crate::config::error::join(path, field);
+    let mirrors = mirror::policies(&message.request_mirror_policies, path, problems);
     let virtual_hosts: Vec<Arc<VirtualHost>> = message
         .virtual_hosts
         .iter()
@@ -63,6 +69,7 @@ pub(super) fn convert(
         .map(|(i, host)| {
             Arc::new(virtual_host(
                 host,
+                &mirrors,
                 &join(&format!("virtual_hosts[{i}]")),
                 problems,
             ))
@@ -121,7 +128,12 @@ pub(super) fn convert(
     })
 }
 
-fn virtual_host(message: &pb::VirtualHost, path: &str, problems: &mut Problems) -> VirtualHost {
+fn virtual_host(
+    message: &pb::VirtualHost,
+    mirrors: &Arc<[Mirror]>,
+    path: &str,
+    problems: &mut Problems,
+) -> VirtualHost {
     if message.name.is_empty() {
         problems.push(format!("{path}.name"), "a name is missing");
     }
@@ -143,7 +155,13 @@ fn virtual_host(message: &pb::VirtualHost, path: &str, problems: &mut Problems) 
             );
         }
     }
+    let own_mirrors = mirror::policies(&message.request_mirror_policies, path, problems);
     let inherited = Inherited {
+        mirrors: if own_mirrors.is_empty() {
+            mirrors.clone()
+        } else {
+            own_mirrors
+        },
         retry: message.retry_policy.as_ref().map(|policy| {
             Arc::new(retry::convert(
                 policy,
@@ -214,6 +232,7 @@ fn virtual_host(message: &pb::VirtualHost, path: &str, problems: &mut Problems) 
 struct Inherited {
     retry: Option<Arc<RetryPolicy>>,
     buffer_limit: Option<usize>,
+    mirrors: Arc<[Mirror]>,
 }
 
 /// How much of a request's body may be kept. The older field is bounded by the connection's
@@ -242,10 +261,14 @@ fn route(
     };
     let action = match &message.action {
         Some(Action::Route(action)) => {
-            let mut converted = forward(action, &format!("{path}.route"), problems);
+            let path_matcher = matcher.as_ref().map(|matcher| &matcher.path);
+            let mut converted = forward(action, path_matcher, &format!("{path}.route"), problems);
             if let Some(forward) = &mut converted {
                 if forward.retry.is_none() {
                     forward.retry.clone_from(&inherited.retry);
+                }
+                if forward.mirrors.is_empty() {
+                    forward.mirrors.clone_from(&inherited.mirrors);
                 }
                 forward.buffer_limit = buffer_limit(
                     message
@@ -328,9 +351,8 @@ fn route_match(
                 .map(PathMatcher::Regex)
         }
         Some(PathSpecifier::ConnectMatcher(_)) => Some(PathMatcher::Connect),
-        Some(PathSpecifier::PathMatchPolicy(_)) => {
-            problems.push(format!("{path}.path_match_policy"), "is not supported yet");
-            None
+        Some(PathSpecifier::PathMatchPolicy(policy)) => {
+            path_template::matcher(policy, &format!("{path}.path_match_policy"), problems)
         }
         None => {
             problems.push(
@@ -373,7 +395,13 @@ fn route_match(
     })
 }
 
-fn forward(message: &pb::RouteAction, path: &str, problems: &mut Problems) -> Option<Forward> {
+fn forward(
+    message: &pb::RouteAction,
+    matcher: Option<&PathMatcher>,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<Forward> {
+    let subset = subset::wanted(message.metadata_match.as_ref(), None);
     let cluster = match &message.cluster_specifier {
         Some(Specified::Cluster(name)) if !name.is_empty() => {
             Some(ClusterSpecifier::Cluster(name.as_str().into()))
@@ -386,7 +414,8 @@ fn forward(message: &pb::RouteAction, path: &str, problems: &mut Problems) -> Op
             }
         },
         Some(Specified::WeightedClusters(weighted)) => {
-            weighted_clusters(weighted, &format!("{path}.weighted_clusters"), problems)
+            let path = format!("{path}.weighted_clusters");
+            weighted_clusters(weighted, subset.as_ref(), &path, problems)
                 .map(ClusterSpecifier::Weighted)
         }
         Some(Specified::Cluster(_)) | None => {
@@ -423,6 +452,13 @@ fn forward(message: &pb::RouteAction, path: &str, problems: &mut Problems) -> Op
             HostRewrite::Keep
         }),
         Some(HostRewriteSpecifier::HostRewriteHeader(name)) => header(name, problems),
+        Some(HostRewriteSpecifier::HostRewritePathRegex(rewrite)) => {
+            Some(HostRewrite::PathRegex(regex_rewrite(
+                rewrite,
+                &format!("{path}.host_rewrite_path_regex"),
+                problems,
+            )?))
+        }
         Some(_) => {
             problems.push(path, "this host rewrite is not supported yet");
             None
@@ -436,12 +472,21 @@ fn forward(message: &pb::RouteAction, path: &str, problems: &mut Problems) -> Op
         )?),
         None => None,
     };
+    let template_rewrite = message.path_rewrite_policy.as_ref().and_then(|policy| {
+        let path = format!("{path}.path_rewrite_policy");
+        path_template::rewrite(policy, matcher, &path, problems)
+    });
     let prefix_rewrite =
         (!message.prefix_rewrite.is_empty()).then(|| message.prefix_rewrite.as_str().into());
-    if prefix_rewrite.is_some() && regex_rewrite.is_some() {
+    let rewrites = [
+        prefix_rewrite.is_some(),
+        regex_rewrite.is_some(),
+        template_rewrite.is_some(),
+    ];
+    if rewrites.into_iter().filter(|there| *there).count() > 1 {
         problems.push(
             path,
-            "only one of prefix_rewrite and regex_rewrite may be set",
+            "only one of prefix_rewrite, regex_rewrite and path_rewrite_policy may be set",
         );
     }
     let idle_timeout = message
@@ -450,6 +495,7 @@ fn forward(message: &pb::RouteAction, path: &str, problems: &mut Problems) -> Op
         .map(|idle| timeout(Some(idle), None, &format!("{path}.idle_timeout"), problems));
     Some(Forward {
         cluster: cluster?,
+        subset,
         cluster_not_found_status: match not_found {
             Ok(ClusterNotFoundResponseCode::NotFound) => StatusCode::NOT_FOUND,
             Ok(ClusterNotFoundResponseCode::InternalServerError) => {
@@ -459,6 +505,8 @@ fn forward(message: &pb::RouteAction, path: &str, problems: &mut Problems) -> Op
         },
         prefix_rewrite,
         regex_rewrite,
+        template_rewrite,
+        mirrors: mirror::policies(&message.request_mirror_policies, path, problems),
         host_rewrite: host_rewrite?,
         append_x_forwarded_host: message.append_x_forwarded_host,
         timeout: timeout(
@@ -536,6 +584,7 @@ fn stream_duration(
 
 fn weighted_clusters(
     message: &pb::WeightedCluster,
+    subset: Option<&Arc<Metadata>>,
     path: &str,
     problems: &mut Problems,
 ) -> Option<WeightedClusters> {
@@ -551,6 +600,7 @@ fn weighted_clusters(
             WeightedCluster {
                 name: cluster.name.as_str().into(),
                 weight: cluster.weight.as_ref().map_or(0, |weight| weight.value),
+                subset: subset::wanted(cluster.metadata_match.as_ref(), subset),
                 request_headers: mutations(
                     "request",
                     &cluster.request_headers_to_add,

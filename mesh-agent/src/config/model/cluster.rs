@@ -7,8 +7,10 @@ use std::time::Duration;
 use super::Name;
 use crate::balance::hash::HashFunction;
 use crate::balance::ring::RingSize;
+use crate::balance::subset;
 
 use super::endpoint::LoadAssignment;
+use super::health_check::HealthCheck;
 use super::outlier::OutlierDetection;
 use super::tls::{TransportMatch, UpstreamTls, UpstreamTransport};
 
@@ -21,6 +23,10 @@ pub struct Cluster {
     pub discovery: Discovery,
     /// How one is chosen.
     pub lb: LbPolicy,
+    /// Endpoints that are new, or well again, get fewer requests at first.
+    pub slow_start: Option<SlowStart>,
+    /// Endpoints are grouped by their metadata, and requests choose a group.
+    pub subsets: Option<Arc<Subsetting>>,
     /// Below this share of healthy endpoints, all are used (percent, default 50; 0 disables).
     pub panic_threshold_percent: u32,
     /// Locality weights are honoured (`locality_weighted_lb_config`).
@@ -31,6 +37,8 @@ pub struct Cluster {
     pub protocol: UpstreamProtocol,
     /// Endpoints that fail are left alone for a while.
     pub outlier: Option<OutlierDetection>,
+    /// Endpoints are asked how they are.
+    pub health_check: Option<HealthCheck>,
     /// Limits per priority.
     pub circuit_breakers: CircuitBreakers,
     /// A connection is closed after that many requests.
@@ -64,6 +72,38 @@ pub struct ServiceName {
     pub name: Arc<str>,
     /// `default`
     pub namespace: Arc<str>,
+}
+
+/// Envoy's `SlowStartConfig`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SlowStart {
+    /// How long it lasts.
+    pub window: Duration,
+    /// How fast it grows: 1 in a straight line, more faster at first.
+    pub aggression: f64,
+    /// The least share of an endpoint's weight, from 0 to 1.
+    pub min_weight: f64,
+}
+
+impl SlowStart {
+    /// The share of its weight that an endpoint has which is there for so long
+    /// (Envoy: `EdfLoadBalancerBase::applySlowStartFactor`).
+    pub fn factor(&self, age: Duration) -> f64 {
+        if age >= self.window {
+            return 1.0;
+        }
+        let time = age.max(Duration::from_millis(1)).as_secs_f64() / self.window.as_secs_f64();
+        time.powf(1.0 / self.aggression).max(self.min_weight)
+    }
+}
+
+/// Envoy's `LbSubsetConfig`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subsetting {
+    /// How endpoints are grouped, and what stands in for a group that does not exist.
+    pub settings: subset::Settings,
+    /// Localities' weights count within a group, if they count in the cluster.
+    pub locality_weight_aware: bool,
 }
 
 /// Envoy's discovery types.

@@ -3,6 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::balance::subset;
+
+use super::health_check::EndpointCheck;
 use super::tls::Metadata;
 use super::{Address, Name};
 
@@ -61,6 +64,10 @@ pub struct Endpoint {
     /// Who is there, as Istio's control plane tells it for metrics:
     /// `workload;namespace;canonical service;canonical revision;cluster`.
     pub workload: Option<Arc<str>>,
+    /// How it is checked.
+    pub check: Arc<EndpointCheck>,
+    /// What it is grouped by (`envoy.lb`).
+    pub lb_metadata: Arc<subset::Metadata>,
 }
 
 /// Envoy's `HealthStatus`, folded to what load balancing does with it.
@@ -73,4 +80,16 @@ pub enum Health {
     Degraded,
     /// UNHEALTHY, DRAINING or TIMEOUT: not used outside panic.
     Unhealthy,
+}
+
+impl Health {
+    /// The worse of two.
+    #[must_use]
+    pub fn worse(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Unhealthy, _) | (_, Self::Unhealthy) => Self::Unhealthy,
+            (Self::Degraded, _) | (_, Self::Degraded) => Self::Degraded,
+            (Self::Healthy, Self::Healthy) => Self::Healthy,
+        }
+    }
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::balance::subset;
+
 use super::Name;
 use super::access_log::AccessLogs;
 use super::filter::HttpFilter;
@@ -252,6 +254,8 @@ pub struct TcpWeightedCluster {
     pub cluster: Name,
     /// Its share of the sum of weights.
     pub weight: u32,
+    /// Which of its subsets.
+    pub subset: Option<Arc<subset::Metadata>>,
 }
 
 /// Envoy's `HttpConnectionManager`.
@@ -301,6 +305,10 @@ pub struct HttpConnectionManager {
     pub max_request_headers_kib: u32,
     /// Most headers accepted (default 100).
     pub max_headers_count: u32,
+    /// What becomes of headers with an underscore in their name.
+    pub underscores: Underscores,
+    /// The dot at the end of a host is dropped before matching (`strip_trailing_host_dot`).
+    pub strip_trailing_host_dot: bool,
     /// Largest number of concurrent HTTP/2 streams (Envoy 1.40: 1024 by default).
     pub max_concurrent_streams: u32,
     /// Upgrades allowed for all routes (`websocket`, `CONNECT`), lower case.
@@ -366,6 +374,19 @@ pub enum ServerHeader {
     AppendIfAbsent,
     /// The upstream's, or none.
     PassThrough,
+}
+
+/// Envoy's `HeadersWithUnderscoresAction`: some servers take `_` for `-`, and with it a header
+/// that a proxy set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Underscores {
+    /// They are headers as others.
+    #[default]
+    Allow,
+    /// The request is refused.
+    Reject,
+    /// They are removed.
+    Drop,
 }
 
 /// What is told of a client's certificate in `x-forwarded-client-cert`.

@@ -6,12 +6,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 
+use crate::balance::subset;
+
 use super::cluster::RoutingPriority;
 use super::domains::DomainIndex;
 use super::filter::Overrides;
 use super::hash::HashPolicy;
 use super::headers::HeaderMutations;
 use super::matcher::{HeaderMatcher, QueryMatcher, SafeRegex};
+use super::mirror::Mirror;
+use super::path_template::{PathTemplate, TemplateRewrite};
 use super::retry::RetryPolicy;
 use super::{Fraction, Name};
 
@@ -56,7 +60,11 @@ impl RouteConfiguration {
             host.routes.iter().enumerate().flat_map(move |(r, route)| {
                 let at = format!("virtual_hosts[{v}].routes[{r}].route");
                 match &route.action {
-                    RouteAction::Forward(forward) => forward.cluster.names(&at),
+                    RouteAction::Forward(forward) => {
+                        let mut names = forward.cluster.names(&at);
+                        names.extend(super::mirror::names(&forward.mirrors, &at));
+                        names
+                    }
                     _ => Vec::new(),
                 }
             })
@@ -161,6 +169,8 @@ pub enum PathMatcher {
     PathSeparatedPrefix(Arc<str>),
     /// Full match.
     Regex(SafeRegex),
+    /// Full match of a template (`envoy.path.match.uri_template`).
+    Template(PathTemplate),
     /// CONNECT requests.
     Connect,
 }
@@ -181,12 +191,17 @@ pub enum RouteAction {
 pub struct Forward {
     /// Where to.
     pub cluster: ClusterSpecifier,
+    /// Which of a cluster's subsets (`metadata_match`, `envoy.lb`).
+    pub subset: Option<Arc<subset::Metadata>>,
     /// The status when the cluster does not exist (default 503).
     pub cluster_not_found_status: StatusCode,
     /// Rewrites the matched prefix.
     pub prefix_rewrite: Option<Arc<str>>,
     /// Rewrites the path by regex.
     pub regex_rewrite: Option<RegexRewrite>,
+    /// Rewrites the path by the variables of the route's template
+    /// (`envoy.path.rewrite.uri_template`).
+    pub template_rewrite: Option<TemplateRewrite>,
     /// Rewrites the host.
     pub host_rewrite: HostRewrite,
     /// The old host goes into `x-forwarded-host` (`append_x_forwarded_host`).
@@ -208,6 +223,8 @@ pub struct Forward {
     pub stream_duration: Option<StreamDuration>,
     /// Whose circuit breakers count.
     pub priority: RoutingPriority,
+    /// Clusters that get a copy of each request, and whose answers nobody sees.
+    pub mirrors: Arc<[Mirror]>,
     /// Upgrades allowed or refused for this route, overriding the connection manager's;
     /// lower case.
     pub upgrades: Vec<(Arc<str>, bool)>,
@@ -271,6 +288,8 @@ pub struct WeightedCluster {
     pub name: Name,
     /// Its share of the total.
     pub weight: u32,
+    /// Which of its subsets: what the route says and, above that, what is said here.
+    pub subset: Option<Arc<subset::Metadata>>,
     /// Mutations of requests.
     pub request_headers: HeaderMutations,
     /// Mutations of responses.
@@ -285,6 +304,7 @@ impl WeightedCluster {
         Self {
             name,
             weight,
+            subset: None,
             request_headers: HeaderMutations::default(),
             response_headers: HeaderMutations::default(),
             host_rewrite: None,
@@ -328,6 +348,8 @@ pub enum HostRewrite {
     Auto,
     /// Becomes another header's value.
     Header(http::HeaderName),
+    /// Becomes what a regex makes of the path, the query left out.
+    PathRegex(RegexRewrite),
 }
 
 /// Envoy's `RedirectAction`.

@@ -4,14 +4,16 @@ use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
+use smallvec::SmallVec;
 
-use crate::config::model::listener::{HttpConnectionManager, StripPort};
+use crate::config::model::listener::{HttpConnectionManager, StripPort, Underscores};
 use crate::config::model::route::without_port;
 
 use super::Connection;
 use super::client_cert;
 use super::headers;
 use super::message::{Request, text};
+use super::reply::Refusal;
 
 /// Makes a request fit for routing. Returns whose it is, as trusted proxies say.
 pub(super) fn admit(
@@ -21,12 +23,45 @@ pub(super) fn admit(
 ) -> IpAddr {
     join_single_valued(&mut request.headers);
     client_cert::forward(&mut request.headers, &hcm.client_cert, connection.peer());
+    if hcm.strip_trailing_host_dot
+        && let Some(stripped) = strip_dot(&request.authority)
+    {
+        request.authority = stripped;
+    }
     if hcm.strip_port != StripPort::No
         && let Some(stripped) = strip_port(&request.authority, hcm.strip_port, connection)
     {
         request.authority = stripped;
     }
-    common(request, hcm, connection)
+    let remote = common(request, hcm, connection);
+    if let Some(via) = &hcm.via {
+        headers::append_list(&mut request.headers, http::header::VIA, via);
+    }
+    remote
+}
+
+/// Headers with an underscore in their name are left, removed, or a reason to refuse the request.
+pub(super) fn underscores(
+    headers: &mut HeaderMap,
+    hcm: &HttpConnectionManager,
+) -> Result<(), Refusal> {
+    if hcm.underscores == Underscores::Allow {
+        return Ok(());
+    }
+    let named: SmallVec<[HeaderName; 2]> = headers
+        .keys()
+        .filter(|name| name.as_str().contains('_'))
+        .cloned()
+        .collect();
+    match hcm.underscores {
+        Underscores::Reject if !named.is_empty() => Err(Refusal::MALFORMED),
+        _ => {
+            for name in named {
+                headers.remove(name);
+            }
+            Ok(())
+        }
+    }
 }
 
 /// Headers of which Envoy keeps one, several values joined (its inline headers).
@@ -52,6 +87,14 @@ fn join_single_valued(headers: &mut HeaderMap) {
     for name in SINGLE {
         headers::join(headers, name, b",");
     }
+}
+
+/// The dot stands at the end or before the port.
+fn strip_dot(authority: &HeaderValue) -> Option<HeaderValue> {
+    let whole = text(authority);
+    let bare = without_port(whole);
+    let name = bare.strip_suffix('.')?;
+    HeaderValue::try_from([name, &whole[bare.len()..]].concat()).ok()
 }
 
 fn strip_port(

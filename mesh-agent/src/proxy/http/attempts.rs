@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::{HeaderValue, StatusCode};
 use tokio::time::{Instant, Sleep};
 
+use crate::balance::subset::Metadata;
 use crate::config::model::response_flag::ResponseFlag;
 use crate::config::model::route::{Forward, WeightedCluster};
 use crate::proxy::lb::{self, Target};
@@ -38,6 +39,7 @@ pub(super) struct Attempts<'a> {
     pub(super) progress: Progress,
     pub(super) started: Instant,
     pub(super) hash: Option<u64>,
+    pub(super) subset: Option<Arc<Metadata>>,
 }
 
 /// How an attempt went.
@@ -167,6 +169,7 @@ impl Attempts<'_> {
         let tried = self.retry.as_ref().map(|retry| &retry.tried);
         lb::Asked::request(original, &request.headers)
             .hashed(self.hash)
+            .within(self.subset.as_deref())
             .after(tried)
     }
 
@@ -202,7 +205,8 @@ impl Attempts<'_> {
         deadlines: &mut Deadlines,
     ) -> Outcome {
         let last = self.retry.is_none();
-        let sending = self.exchange.send(serving, request, body, last);
+        let sender = self.exchange.sender();
+        let sending = sender.send(serving, request, body, last);
         let mut sending = std::pin::pin!(sending);
         let mut per_try = PerTry::new(&self.timeouts);
         std::future::poll_fn(|cx| {
@@ -247,7 +251,8 @@ impl Attempts<'_> {
                     tape.forget();
                 }
                 self.exchange.record.answered();
-                answered(answer, self.started, deadlines, serving)
+                let limits = &self.exchange.limits;
+                answered(answer, self.started, deadlines, limits, serving)
             }
             Outcome::Failed(failure) => {
                 serving.failed();

@@ -14,6 +14,9 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use super::grpc_messages::Messages;
 use super::h1::client::UpstreamBody;
 use super::h1::server::Wire;
+use super::limits::StreamLimits;
+use super::lines;
+use super::mirror::{CopiedBody, Copies};
 use super::replay::Replay;
 use super::timeouts::Deadlines;
 use super::told::Told;
@@ -35,6 +38,10 @@ enum Source {
     Replay(Replay),
     /// Read already.
     Pieces(VecDeque<Bytes>),
+    /// Copied for others while it is read.
+    Copied(Box<RequestBody>, Copies),
+    /// Such a copy.
+    Copy(CopiedBody),
 }
 
 /// How far a request's body has come; shared with whoever waits for its end.
@@ -50,6 +57,8 @@ struct Reading {
     messages: Cell<Option<Messages>>,
     /// When the last one did; `None`: there was no body, or it has not ended.
     ended: Cell<Option<Instant>>,
+    /// When a piece was read last.
+    touched: Cell<Option<Instant>>,
     /// Who waits for the end; a body may be read by another task.
     waiting: RefCell<Option<Waker>>,
 }
@@ -73,6 +82,7 @@ impl Progress {
             bytes: Cell::new(0),
             messages: Cell::new(None),
             ended: Cell::new(None),
+            touched: Cell::new(None),
             waiting: RefCell::default(),
         }))
     }
@@ -120,6 +130,11 @@ impl Progress {
     /// When the last byte of the body came.
     pub(super) fn ended_at(&self) -> Option<Instant> {
         self.0.ended.get()
+    }
+
+    /// When a piece was read last.
+    pub(super) fn touched(&self) -> Option<Instant> {
+        self.0.touched.get()
     }
 
     /// Ready when the whole body was read.
@@ -182,6 +197,21 @@ impl RequestBody {
         self.source = Source::Pieces(pieces.into());
     }
 
+    /// The body, of which the others get copies.
+    pub(super) fn copied(self, copies: Copies) -> Self {
+        let progress = self.progress.clone();
+        Self {
+            source: Source::Copied(Box::new(self), copies),
+            progress,
+        }
+    }
+
+    /// A copy.
+    pub(super) fn copy(copy: CopiedBody) -> Self {
+        let ended = copy.is_end_stream();
+        Self::new(Source::Copy(copy), ended)
+    }
+
     #[cfg(test)]
     pub(super) fn of_pieces(pieces: impl Iterator<Item = Bytes>) -> Self {
         let pieces: VecDeque<Bytes> = pieces.collect();
@@ -228,12 +258,19 @@ impl Body for RequestBody {
             // The body it reads keeps the progress.
             Source::Replay(replay) => return replay.poll_frame(cx),
             Source::Pieces(pieces) => pieces.pop_front().map(|piece| Ok(Frame::data(piece))),
+            Source::Copied(body, copies) => {
+                let frame = ready!(Pin::new(&mut **body).poll_frame(cx));
+                copies.put(frame.as_ref(), body.is_end_stream());
+                return Poll::Ready(frame);
+            }
+            Source::Copy(copy) => ready!(copy.poll_frame(cx)),
         };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
             self.progress.took(data);
         }
+        self.progress.0.touched.set(Some(Instant::now()));
         if matches!(frame, Some(Err(_))) {
             self.progress.set(Stage::Broken);
         } else if frame.is_none() || self.is_end_stream() {
@@ -248,6 +285,8 @@ impl Body for RequestBody {
             Source::Http2(body) => body.is_end_stream(),
             Source::Replay(replay) => replay.is_end_stream(),
             Source::Pieces(pieces) => pieces.is_empty(),
+            Source::Copied(body, _) => body.is_end_stream(),
+            Source::Copy(copy) => copy.is_end_stream(),
         }
     }
 
@@ -256,6 +295,8 @@ impl Body for RequestBody {
             Source::Http1(wire) => wire.body_size(),
             Source::Http2(body) => body.size_hint(),
             Source::Replay(replay) => replay.size_hint(),
+            Source::Copied(body, _) => body.size_hint(),
+            Source::Copy(_) => SizeHint::default(),
             Source::Pieces(pieces) => {
                 SizeHint::with_exact(pieces.iter().map(|piece| piece.len() as u64).sum())
             }
@@ -278,6 +319,8 @@ pub(super) struct Streamed {
     pub(super) body: UpstreamStream,
     /// Still running while the body streams.
     pub(super) deadlines: Deadlines,
+    /// As are these.
+    pub(super) limits: StreamLimits,
     /// Counts the request until its last byte.
     pub(super) serving: Serving,
 }
@@ -290,7 +333,11 @@ pub(super) struct Streamed {
 )]
 pub(super) enum UpstreamStream {
     Http1(UpstreamBody),
-    Http2(Incoming),
+    Http2 {
+        body: Incoming,
+        /// On its connection.
+        _place: lines::Place,
+    },
     /// From the server's side of the same pass.
     Here(Box<Told>),
 }
@@ -302,6 +349,19 @@ pub(super) enum BodyError {
     Upstream(io::Error),
     #[error("a timeout of the route ended the response")]
     Timeout,
+    #[error("the stream was idle for too long")]
+    Idle,
+}
+
+impl ProxyBody {
+    /// Ready when the stream's limits are reached while nobody asks for more of the body, as
+    /// when the client does not read.
+    pub(super) fn poll_limits(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Own(_) => Poll::Pending,
+            Self::Upstream(streamed) => streamed.limits.poll(cx).map(|_| ()),
+        }
+    }
 }
 
 impl Body for ProxyBody {
@@ -322,7 +382,7 @@ impl Body for ProxyBody {
             UpstreamStream::Http1(body) => body
                 .poll_data(cx)
                 .map(|data| data.map(|data| data.map(Frame::data))),
-            UpstreamStream::Http2(body) => Pin::new(body)
+            UpstreamStream::Http2 { body, .. } => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(io::Error::other))),
             UpstreamStream::Here(body) => Pin::new(&mut **body)
@@ -331,12 +391,15 @@ impl Body for ProxyBody {
         };
         match frame {
             Poll::Ready(frame) => {
+                streamed.limits.touch();
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Upstream)))
             }
             Poll::Pending => {
-                ready!(streamed.deadlines.poll(cx));
-                streamed.serving.timed_out();
-                Poll::Ready(Some(Err(BodyError::Timeout)))
+                if streamed.deadlines.poll(cx).is_ready() {
+                    streamed.serving.timed_out();
+                    return Poll::Ready(Some(Err(BodyError::Timeout)));
+                }
+                streamed.limits.poll(cx).map(|_| Some(Err(BodyError::Idle)))
             }
         }
     }
@@ -346,7 +409,7 @@ impl Body for ProxyBody {
             Self::Own(bytes) => bytes.is_none(),
             Self::Upstream(streamed) => match &streamed.body {
                 UpstreamStream::Http1(body) => body.ended(),
-                UpstreamStream::Http2(body) => body.is_end_stream(),
+                UpstreamStream::Http2 { body, .. } => body.is_end_stream(),
                 UpstreamStream::Here(body) => body.is_end_stream(),
             },
         }
@@ -357,7 +420,7 @@ impl Body for ProxyBody {
             Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Self::Upstream(streamed) => match &streamed.body {
                 UpstreamStream::Http1(body) => body.size_hint(),
-                UpstreamStream::Http2(body) => body.size_hint(),
+                UpstreamStream::Http2 { body, .. } => body.size_hint(),
                 UpstreamStream::Here(body) => body.size_hint(),
             },
         }

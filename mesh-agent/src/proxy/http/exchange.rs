@@ -17,10 +17,11 @@ use crate::config::model::route::{
 use crate::proxy::stats::{Gauge, ProxyStats, count};
 use crate::snapshot::View;
 
-use super::admit::admit;
+use super::admit::{admit, underscores};
 use super::body::{ProxyBody, RequestBody};
 use super::filters::{Answered, Call, Steps};
 use super::headers::{Facts, Side};
+use super::limits::StreamLimits;
 use super::message::{Reply, Request, text};
 use super::record::Record;
 use super::reply::{Refusal, for_grpc, is_grpc, local, with_body};
@@ -106,6 +107,9 @@ pub(super) fn refused(
 /// Headers every response gets.
 fn complete(reply: &mut Reply, hcm: &HttpConnectionManager) {
     let headers = &mut reply.headers;
+    if let Some(via) = &hcm.via {
+        headers::append_list(headers, header::VIA, via);
+    }
     let keep = match hcm.server_header {
         ServerHeader::Overwrite => false,
         ServerHeader::AppendIfAbsent => headers.contains_key(header::SERVER),
@@ -131,6 +135,7 @@ pub(super) struct Exchange<'a> {
     /// Whose request it is, as trusted proxies say.
     pub(super) remote: IpAddr,
     pub(super) record: &'a Record,
+    pub(super) limits: StreamLimits,
 }
 
 async fn respond(
@@ -141,6 +146,14 @@ async fn respond(
     body: RequestBody,
     record: &Record,
 ) -> Reply {
+    if let Err(refusal) = underscores(&mut request.headers, hcm) {
+        let mut reply = refusal.reply();
+        if request.version < Version::HTTP_2 {
+            let close = HeaderValue::from_static("close");
+            reply.headers.insert(header::CONNECTION, close);
+        }
+        return reply;
+    }
     let (mut grpc, version) = (is_grpc(&request.headers), request.version);
     let mut reply = match normal::look(&request.path, hcm) {
         // A gRPC client follows no redirect.
@@ -227,6 +240,7 @@ async fn routed(place: Place<'_>, mut request: Request, mut body: RequestBody) -
     {
         return local(StatusCode::FORBIDDEN, "").because("upgrade_failed");
     }
+    let limits = StreamLimits::new(hcm, &body.progress());
     let mut steps = Steps::default();
     let mut answered = None;
     if !hcm.http_filters.is_empty() {
@@ -238,12 +252,14 @@ async fn routed(place: Place<'_>, mut request: Request, mut body: RequestBody) -
             remote,
             record,
         };
-        let ran = Box::pin(call.run(&mut request, &mut body, &mut steps)).await;
+        let filtering = Box::pin(call.run(&mut request, &mut body, &mut steps));
+        let ran = limits.hold(filtering).await;
         record.keep(&request);
         match ran {
-            Ok(()) => {}
-            Err(Answered::Local(reply)) => answered = Some(*reply),
-            Err(Answered::Whole(reply)) => return steps.finish(*reply),
+            Ok(Ok(())) => {}
+            Ok(Err(Answered::Local(reply))) => answered = Some(*reply),
+            Ok(Err(Answered::Whole(reply))) => return steps.finish(*reply),
+            Err(cut) => answered = Some(limits.reply(cut)),
         }
     }
     let Some((routes, (host, route))) = matched else {
@@ -265,6 +281,7 @@ async fn routed(place: Place<'_>, mut request: Request, mut body: RequestBody) -
         random,
         remote,
         record,
+        limits,
     };
     if let Some(reply) = answered {
         if let RouteAction::Forward(forward) = &route.action

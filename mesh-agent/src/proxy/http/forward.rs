@@ -1,10 +1,12 @@
 //! The route action: a request to a cluster, and its response.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, StatusCode, header};
 use tokio::time::Instant;
 
+use crate::balance::subset::{Metadata, Value};
 use crate::config::model::cluster::LbPolicy;
 use crate::config::model::response_flag::ResponseFlag;
 use crate::config::model::route::{ClusterSpecifier, Forward, WeightedCluster};
@@ -16,12 +18,13 @@ use super::attempts::{Attempts, none_healthy};
 use super::body::{ProxyBody, RequestBody, Streamed, UpstreamStream};
 use super::exchange::{Exchange, announces_empty_body};
 use super::hash::{self, Hashed};
+use super::limits::StreamLimits;
 use super::message::{Reply, Request, Why, text};
 use super::reply::{local, with_body};
 use super::retry::Retry;
 use super::timeouts::{Deadlines, Timeouts};
 use super::upstream::{Answer, Failure, Serving};
-use super::{headers, rewrite, upgrade};
+use super::{headers, mirror, rewrite, upgrade};
 
 impl Exchange<'_> {
     /// Sends the request to the route's cluster and returns what came of it.
@@ -49,13 +52,19 @@ impl Exchange<'_> {
             Some(asked) => self.finish(reply, asked, weighted, name, upstream),
             None => reply,
         };
+        if let Some(idle) = forward.idle_timeout {
+            self.limits.set_idle(idle);
+        }
         let started = Instant::now();
         let progress = body.progress();
         let timeouts = Timeouts::of(forward, self.hcm, &mut request.headers);
         let retry = Retry::of(forward, &mut request);
         let hashed = self.hashed(cluster, forward, &request);
         let caught = &self.connection.caught;
-        let wanted = lb::Asked::request(caught.destination, &request.headers).hashed(hashed.hash);
+        let subset = subset(cluster, forward, weighted, &request);
+        let wanted = lb::Asked::request(caught.destination, &request.headers)
+            .hashed(hashed.hash)
+            .within(subset.as_deref());
         let Some(target) = lb::pick(cluster, &wanted) else {
             count(&cluster.state.stats.upstream_cx_none_healthy);
             self.record.asks();
@@ -65,7 +74,7 @@ impl Exchange<'_> {
         headers::strip_hop_by_hop(&mut request.headers);
         self.mutate_request(&mut request, weighted, name);
         let new_path = rewrite::path(request.path.as_str(), &self.route.matcher.path, forward);
-        let new_host = rewrite::host(forward, weighted, &target, &request.headers);
+        let new_host = rewrite::host(forward, weighted, &target, &request);
         if rewrite::apply(&mut request, new_host, new_path, forward).is_err() {
             let reply = local(StatusCode::BAD_REQUEST, "");
             return finish(reply, Some(target.address()));
@@ -76,6 +85,11 @@ impl Exchange<'_> {
         };
         self.announce(&mut request, forward, &timeouts, upgrade.as_ref(), &body);
         self.record.keep(&request);
+        let body = if forward.mirrors.is_empty() || upgrade.is_some() {
+            body
+        } else {
+            mirror::send(self, forward, &request, &timeouts, body)
+        };
         let attempts = Attempts {
             exchange: self,
             cluster,
@@ -86,8 +100,14 @@ impl Exchange<'_> {
             progress,
             started,
             hash: hashed.hash,
+            subset,
         };
-        let (mut reply, from) = attempts.run(target, request, body).await;
+        let first = target.address();
+        let running = attempts.run(target, request, body);
+        let (mut reply, from) = match self.limits.hold(running).await {
+            Ok(reply) => reply,
+            Err(cut) => return finish(self.limits.reply(cut), Some(first)),
+        };
         if matches!(reply.body, ProxyBody::Upstream(_)) {
             for cookie in hashed.cookies {
                 reply.headers.append(header::SET_COOKIE, cookie);
@@ -167,11 +187,47 @@ impl Exchange<'_> {
     }
 }
 
+/// The subset a request asks for: what the route says and, above that, what filters found out
+/// (Envoy: `Filter::metadataMatchCriteria`).
+fn subset(
+    cluster: &ClusterView,
+    forward: &Forward,
+    weighted: Option<&WeightedCluster>,
+    request: &Request,
+) -> Option<Arc<Metadata>> {
+    cluster.config.subsets.as_ref()?;
+    let route = match weighted {
+        Some(weighted) => &weighted.subset,
+        None => &forward.subset,
+    };
+    let Some(serde_json::Value::Object(found)) = request.metadata.get("envoy.lb") else {
+        return route.clone();
+    };
+    let mut wanted = route.as_deref().cloned().unwrap_or_default();
+    let found = found.iter();
+    wanted.extend(found.filter_map(|(key, value)| Some((key.as_str().into(), of_json(value)?))));
+    Some(Arc::new(wanted))
+}
+
+fn of_json(value: &serde_json::Value) -> Option<Value> {
+    Some(match value {
+        serde_json::Value::Null => Value::Null,
+        serde_json::Value::Bool(truth) => Value::Bool(*truth),
+        serde_json::Value::Number(number) => number.as_f64()?.into(),
+        serde_json::Value::String(text) => text.as_str().into(),
+        serde_json::Value::Array(values) => {
+            Value::List(values.iter().filter_map(of_json).collect())
+        }
+        serde_json::Value::Object(_) => return None,
+    })
+}
+
 /// A response as the client gets it.
 pub(super) fn answered(
     answer: Answer,
     started: Instant,
     deadlines: Deadlines,
+    limits: &StreamLimits,
     serving: &Serving,
 ) -> Reply {
     let Answer {
@@ -187,7 +243,7 @@ pub(super) fn answered(
             headers,
             body: ProxyBody::Own(None),
             grpc_status: None,
-            tunnel: body.into_tunnel().map(Box::new),
+            tunnel: body.into_tunnel(limits.idle()).map(Box::new),
             why: via_upstream(),
         };
     }
@@ -200,6 +256,7 @@ pub(super) fn answered(
         body: ProxyBody::Upstream(Box::new(Streamed {
             body,
             deadlines,
+            limits: limits.clone(),
             serving: serving.clone(),
         })),
         grpc_status: None,

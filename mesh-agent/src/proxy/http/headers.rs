@@ -308,3 +308,11 @@ pub(super) fn append_joined(headers: &mut HeaderMap, name: HeaderName, value: &H
     headers.append(name.clone(), value.clone());
     join(headers, name, b",");
 }
+
+/// Adds to a header whose values are a list, written in one line.
+pub(super) fn append_list(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.append(name.clone(), value);
+        join(headers, name, b", ");
+    }
+}

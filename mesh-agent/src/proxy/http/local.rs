@@ -10,10 +10,10 @@ use crate::proxy::local::{Arrival, Arrived, Speaks, Way};
 use crate::proxy::stats::count;
 
 use super::body::{RequestBody, UpstreamStream};
-use super::exchange::{self, Exchange};
+use super::exchange;
 use super::message::{Metadata, Request};
 use super::told::Told;
-use super::upstream::{Answer, Serving};
+use super::upstream::{Answer, Sender, Serving};
 use super::{Connection, Place};
 
 /// How many endpoints a client's connection remembers the other side of.
@@ -25,7 +25,7 @@ pub(super) struct Here {
     connection: Rc<Connection>,
 }
 
-impl Exchange<'_> {
+impl Sender<'_> {
     /// The server's side, if the endpoint is a pod of this node and nothing asks for a connection
     /// of its own.
     pub(super) fn arrive(

@@ -1,7 +1,7 @@
 //! HTTP: a downstream connection served by hyper, each request routed on the newest snapshot.
 
 mod admit;
-mod alarm;
+pub(super) mod alarm;
 mod attempts;
 mod body;
 mod client_cert;
@@ -14,10 +14,14 @@ mod h1;
 mod hash;
 mod headers;
 mod http2;
+mod limits;
+mod lines;
 mod local;
 mod message;
+mod mirror;
 mod normal;
 pub(super) mod pool;
+mod queue;
 mod record;
 mod redirect;
 mod replay;
@@ -72,6 +76,8 @@ pub(super) struct Connection {
     ending: Notify,
     /// Requests served.
     served: Cell<u32>,
+    /// Of HTTP/2.
+    streams: http2::Streams,
     /// When it must end at the latest.
     ends: Option<Instant>,
     /// The servers' side of it, at pods of this node.
@@ -98,6 +104,7 @@ impl Connection {
             outlived: Cell::new(false),
             ending: Notify::new(),
             served: Cell::new(0),
+            streams: http2::Streams::default(),
             ends,
             here: RefCell::default(),
             principal: OnceCell::new(),
@@ -185,19 +192,36 @@ impl Connection {
             || self.ends.is_some_and(|ends| Instant::now() >= ends)
     }
 
+    /// Counts a stream of HTTP/2; the connection ends after the last one it may serve.
+    fn count_stream(&self) {
+        let served = self.served.get() + 1;
+        self.served.set(served);
+        let most = self.first.max_requests_per_connection;
+        if most.is_some_and(|most| served >= most) {
+            self.ending.notify_one();
+        }
+    }
+
     /// The filter chain is gone: no further request is served by what it said.
     fn outlived(&self) {
         self.outlived.set(true);
         self.ending.notify_one();
     }
 
-    /// Ends when the agent drains, or the filter chain is gone.
+    /// Ends when the agent drains, the filter chain is gone, or the connection is old enough.
     async fn drained(&self) {
         // The sender lives as long as the worker.
         let mut draining = self.context.draining.clone();
+        let aged = async {
+            match self.ends {
+                Some(ends) => tokio::time::sleep_until(ends.into()).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = draining.wait_for(|draining| *draining) => {}
             () = self.ending.notified() => {}
+            () = aged => {}
         }
     }
 }

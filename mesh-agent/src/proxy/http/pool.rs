@@ -1,21 +1,17 @@
 //! Upstream connections of one worker, kept for the next request.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
-
-use crate::config::model::cluster::Http2Options;
+use crate::config::model::cluster::Discovery;
 use crate::config::model::tls::{UpstreamTls, UpstreamTransport};
-use crate::proxy::stream::Stream;
-use crate::proxy::tcp::Open;
+use crate::snapshot::{ClusterView, Snapshot};
 
-use super::LocalExecutor;
-use super::body::RequestBody;
 use super::h1::client::Connection;
+use super::lines::Lines;
+use super::queue::Queue;
 
 /// Connections are shared by requests of one pod to one endpoint of one cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -59,26 +55,58 @@ impl std::hash::Hash for Context {
     }
 }
 
-/// An HTTP/2 connection that requests share, and our end of it.
-type Shared = (http2::SendRequest<RequestBody>, Option<SocketAddr>);
-
-/// Idle connections.
+/// Connections of a worker, and who waits for one.
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct Pool {
-    http1: HashMap<Key, Vec<Connection>>,
-    http2: HashMap<Key, Shared>,
+    http1: HashMap<Key, Lane>,
+    http2: HashMap<Key, Rc<Lines>>,
+}
+
+/// The HTTP/1 connections under one key.
+#[derive(Debug, Default)]
+struct Lane {
+    idle: Vec<Connection>,
+    queue: Rc<Queue>,
 }
 
 impl Pool {
     /// Drops connections that ended or were idle for too long, and those over tunnels of other
     /// certificates than those of this generation.
     pub(in crate::proxy) fn forget_closed(&mut self, generation: u64) {
-        for idle in self.http1.values_mut() {
-            idle.retain_mut(Connection::is_usable);
+        self.retain(generation, |_| true);
+    }
+
+    /// As [`Self::forget_closed`], and those whose endpoint is gone.
+    pub(in crate::proxy) fn forget_gone(&mut self, generation: u64, snapshot: &Snapshot) {
+        if self.http1.is_empty() && self.http2.is_empty() {
+            return;
         }
-        self.http1.retain(|_, idle| !idle.is_empty());
-        self.http2.retain(|key, (sender, _)| {
-            (key.tunnel == 0 || key.tunnel == generation) && !sender.is_closed()
+        let clusters: HashMap<usize, &Arc<ClusterView>> = snapshot
+            .views
+            .values()
+            .flat_map(|view| view.clusters.values())
+            .map(|cluster| (Arc::as_ptr(&cluster.state).addr(), cluster))
+            .collect();
+        self.retain(generation, |key| {
+            clusters.get(&key.cluster).is_some_and(|cluster| {
+                matches!(cluster.config.discovery, Discovery::OriginalDst(_))
+                    || cluster.hosts().any(|host| host.address == key.address)
+            })
+        });
+    }
+
+    fn retain(&mut self, generation: u64, there: impl Fn(&Key) -> bool) {
+        self.http1.retain(|key, lane| {
+            if there(key) {
+                lane.idle.retain_mut(Connection::is_usable);
+            } else {
+                lane.idle.clear();
+            }
+            !lane.idle.is_empty() || Rc::strong_count(&lane.queue) > 1
+        });
+        self.http2.retain(|key, lines| {
+            let current = key.tunnel == 0 || key.tunnel == generation;
+            lines.retain(current && there(key))
         });
     }
 
@@ -90,8 +118,8 @@ impl Pool {
 
     /// The connection used last that can serve another request.
     pub(super) fn take_http1(&mut self, key: &Key) -> Option<Connection> {
-        let connections = self.http1.get_mut(key)?;
-        while let Some(mut connection) = connections.pop() {
+        let idle = &mut self.http1.get_mut(key)?.idle;
+        while let Some(mut connection) = idle.pop() {
             if connection.is_usable() {
                 return Some(connection);
             }
@@ -99,55 +127,27 @@ impl Pool {
         None
     }
 
+    /// For whoever waits for it, or for the next request.
     pub(super) fn put_http1(&mut self, key: Key, connection: Connection) {
-        self.http1.entry(key).or_default().push(connection);
+        let lane = self.http1.entry(key).or_default();
+        if let Some(connection) = lane.queue.hand_over(connection) {
+            lane.idle.push(connection);
+        }
     }
 
-    /// The shared HTTP/2 connection.
-    pub(super) fn http2(&mut self, key: &Key) -> Option<Shared> {
+    /// Who waits for connections under a key.
+    pub(super) fn queue(&mut self, key: &Key) -> Rc<Queue> {
+        match self.http1.get(key) {
+            Some(lane) => lane.queue.clone(),
+            None => self.http1.entry(key.clone()).or_default().queue.clone(),
+        }
+    }
+
+    /// The shared connections under a key.
+    pub(super) fn lines(&mut self, key: &Key) -> Rc<Lines> {
         match self.http2.get(key) {
-            Some(shared) if !shared.0.is_closed() => Some(shared.clone()),
-            Some(_) => {
-                self.http2.remove(key);
-                None
-            }
-            None => None,
+            Some(lines) => lines.clone(),
+            None => self.http2.entry(key.clone()).or_default().clone(),
         }
     }
-
-    pub(super) fn put_http2(
-        &mut self,
-        key: Key,
-        sender: http2::SendRequest<RequestBody>,
-        local: Option<SocketAddr>,
-    ) {
-        self.http2.insert(key, (sender, local));
-    }
-}
-
-/// Speaks HTTP/2 over a socket.
-pub(super) async fn handshake_http2(
-    stream: Stream,
-    options: &Http2Options,
-    open: Open,
-) -> io::Result<http2::SendRequest<RequestBody>> {
-    let mut builder = http2::Builder::new(LocalExecutor);
-    builder
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(options.initial_stream_window_bytes.unwrap_or(1 << 20))
-        .initial_connection_window_size(options.initial_connection_window_bytes.unwrap_or(4 << 20));
-    if let Some(max) = options.max_concurrent_streams {
-        builder.initial_max_send_streams(max as usize);
-    }
-    let (sender, connection) = builder
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(io::Error::other)?;
-    tokio::task::spawn_local(async move {
-        let _open = open;
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "an upstream connection ended");
-        }
-    });
-    Ok(sender)
 }

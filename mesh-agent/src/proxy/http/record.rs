@@ -425,7 +425,7 @@ impl Facts {
     /// The upstream, or time, ended the response.
     fn cut_off(&mut self, error: &BodyError, body: &ProxyBody) {
         let http1 = match body {
-            ProxyBody::Upstream(streamed) => !matches!(streamed.body, UpstreamStream::Http2(_)),
+            ProxyBody::Upstream(streamed) => !matches!(streamed.body, UpstreamStream::Http2 { .. }),
             ProxyBody::Own(_) => false,
         };
         let (flag, details) = match error {
@@ -439,6 +439,7 @@ impl Facts {
                 "upstream_reset_after_response_started{connection_termination}",
             ),
             BodyError::Timeout => (ResponseFlag::UpstreamRequestTimeout, "response_timeout"),
+            BodyError::Idle => (ResponseFlag::StreamIdleTimeout, "stream_idle_timeout"),
         };
         self.flags.set(flag);
         self.details = details.into();

@@ -1,7 +1,7 @@
 //! What a route makes of a request's path and host.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 
 use crate::config::model::route::{
     Forward, HostRewrite, PathMatcher, RegexRewrite, WeightedCluster,
@@ -13,6 +13,10 @@ use super::message::{Path, Request};
 
 /// The path a route sends the request to, when it rewrites it.
 pub(super) fn path(path: &str, matcher: &PathMatcher, forward: &Forward) -> Option<String> {
+    if let (Some(rewrite), PathMatcher::Template(matched)) = (&forward.template_rewrite, matcher) {
+        let (bare, query) = path.split_at(path.find('?').unwrap_or(path.len()));
+        return Some(rewrite.apply(matched, bare)? + query);
+    }
     match (&forward.prefix_rewrite, &forward.regex_rewrite) {
         (Some(new), _) => prefix(path, matcher, new),
         (None, Some(rewrite)) => Some(regex(path, rewrite)),
@@ -25,7 +29,7 @@ pub(super) fn prefix(path: &str, matcher: &PathMatcher, new: &str) -> Option<Str
     let bare = path.split('?').next().unwrap_or(path);
     let matched = match matcher {
         PathMatcher::Prefix(matched) | PathMatcher::PathSeparatedPrefix(matched) => matched.len(),
-        PathMatcher::Exact(_) | PathMatcher::Regex(_) => bare.len(),
+        PathMatcher::Exact(_) | PathMatcher::Regex(_) | PathMatcher::Template(_) => bare.len(),
         PathMatcher::Connect => return None,
     };
     Some(format!("{new}{}", path.get(matched..)?))
@@ -68,8 +72,9 @@ pub(super) fn host(
     forward: &Forward,
     weighted: Option<&WeightedCluster>,
     target: &Target,
-    headers: &HeaderMap,
+    request: &Request,
 ) -> Option<HeaderValue> {
+    let headers = &request.headers;
     let text = |host: &str| {
         (!host.is_empty())
             .then(|| HeaderValue::from_str(host).ok())
@@ -86,6 +91,7 @@ pub(super) fn host(
             Target::Original(_) => None,
         },
         HostRewrite::Header(name) => headers.get(name).filter(|host| !host.is_empty()).cloned(),
+        HostRewrite::PathRegex(rewrite) => text(&regex(request.path.path(), rewrite)),
     }
 }
 

@@ -67,6 +67,7 @@ fn path_matches(matcher: &RouteMatch, request: &View<'_>) -> bool {
             starts(prefix) && matches!(path.as_bytes().get(prefix.len()), None | Some(b'/'))
         }
         PathMatcher::Regex(regex) => regex.is_full_match(path.as_bytes()),
+        PathMatcher::Template(template) => template.matches(path),
         PathMatcher::Connect => false,
     }
 }

@@ -1,15 +1,14 @@
 //! How long a request may take.
 
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
-use tokio::time::{Instant, Sleep};
 
 use crate::config::model::listener::HttpConnectionManager;
 use crate::config::model::route::{Forward, StreamDuration};
 
+use super::alarm::Alarm;
 use super::body::Progress;
 use super::reply::is_grpc;
 
@@ -163,23 +162,21 @@ pub(super) enum Reached {
 pub(super) struct Deadlines {
     /// Not running while the request is on its way.
     pending: Option<(Duration, Progress)>,
-    request: Option<Pin<Box<Sleep>>>,
-    stream: Option<Pin<Box<Sleep>>>,
+    request: Option<Alarm>,
+    stream: Option<Alarm>,
 }
 
 impl Deadlines {
     /// Begins.
     pub(super) fn new(timeouts: &Timeouts, progress: &Progress) -> Self {
-        let now = Instant::now();
-        let sleep = |limit: Duration| Box::pin(tokio::time::sleep_until(now + limit));
         let ended = progress.ended();
         Self {
             pending: timeouts
                 .request
                 .filter(|_| !ended)
                 .map(|limit| (limit, progress.clone())),
-            request: timeouts.request.filter(|_| ended).map(sleep),
-            stream: timeouts.stream.map(sleep),
+            request: timeouts.request.filter(|_| ended).map(Alarm::after),
+            stream: timeouts.stream.map(Alarm::after),
         }
     }
 
@@ -188,13 +185,13 @@ impl Deadlines {
         if let Some((limit, progress)) = &self.pending
             && progress.poll_ended(cx).is_ready()
         {
-            self.request = Some(Box::pin(tokio::time::sleep(*limit)));
+            self.request = Some(Alarm::after(*limit));
             self.pending = None;
         }
-        let reached = |sleep: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>| {
-            sleep
+        let reached = |alarm: &mut Option<Alarm>, cx: &mut Context<'_>| {
+            alarm
                 .as_mut()
-                .is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready())
+                .is_some_and(|alarm| alarm.poll(cx).is_ready())
         };
         if reached(&mut self.request, cx) {
             return Poll::Ready(Reached::Request);

@@ -61,6 +61,14 @@ impl Told {
         self.ending.record.carried(sent, received);
     }
 
+    /// Ready when the stream's limits are reached while the client does not read.
+    pub(super) fn poll_limits(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.body.poll_limits(cx).map(|()| {
+            let record = &self.ending.record;
+            record.cut_off(&BodyError::Idle, &self.body);
+        })
+    }
+
     fn look(&mut self) {
         self.ending.whole = self.body.is_end_stream();
     }

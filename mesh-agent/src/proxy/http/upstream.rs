@@ -1,12 +1,14 @@
 //! A request over a pooled or a new connection.
 
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 
 use crate::config::model::cluster::{Http2Options, RoutingPriority, UpstreamProtocol};
+use crate::config::model::listener::AlpnOverride;
 use crate::config::model::response_flag::ResponseFlag;
 use crate::config::model::tls::UpstreamTransport;
 use crate::proxy::lb::{InFlight, Target};
@@ -20,8 +22,11 @@ use crate::snapshot::outlier;
 use super::body::{RequestBody, UpstreamStream};
 use super::exchange::Exchange;
 use super::h1::client::{Connection, Home, Unanswered, exchange};
+use super::lines::{self, Way};
 use super::message::Request;
-use super::pool::{Context, Key, handshake_http2};
+use super::pool::{Context, Key};
+use super::queue::Freed;
+use super::record::Record;
 
 /// An upstream's response.
 pub(super) struct Answer {
@@ -166,7 +171,28 @@ impl Serving {
     }
 }
 
+/// Whose connections upstream requests are sent over.
+#[derive(Clone, Copy)]
+pub(super) struct Sender<'a> {
+    /// The client's.
+    pub(super) connection: &'a Rc<super::Connection>,
+    /// What is offered in TLS handshakes, instead of what the cluster says.
+    pub(super) alpn: Option<&'a AlpnOverride>,
+    /// What is written down of the request; `None`: it is nobody's.
+    pub(super) record: Option<&'a Record>,
+}
+
 impl Exchange<'_> {
+    pub(super) fn sender(&self) -> Sender<'_> {
+        Sender {
+            connection: self.connection,
+            alpn: self.hcm.alpn.as_deref(),
+            record: Some(self.record),
+        }
+    }
+}
+
+impl Sender<'_> {
     /// Sends the request and waits for the response's headers. `last`: the request need not be
     /// kept for another attempt.
     pub(super) async fn send(
@@ -199,9 +225,15 @@ impl Exchange<'_> {
 
     /// What is offered in a handshake instead of the cluster's protocols.
     pub(super) fn offer(&self, http2: bool) -> Option<&Offer> {
-        let alpn = self.hcm.alpn.as_deref()?;
+        let alpn = self.alpn?;
         let offer = if http2 { &alpn.http2 } else { &alpn.http1 };
         offer.as_ref()
+    }
+
+    fn upstream_local(&self, local: Option<SocketAddr>) {
+        if let Some(record) = self.record {
+            record.upstream_local(local);
+        }
     }
 
     fn key(&self, serving: &Serving) -> Key {
@@ -233,12 +265,9 @@ impl Exchange<'_> {
             let reused = idle.is_some();
             let connection = match idle {
                 Some(connection) => connection,
-                None => {
-                    let (stream, open) = self.connect(serving, false).await?;
-                    Connection::new(stream, open, cluster.config.idle_timeout)
-                }
+                None => self.obtain(serving, &key).await?,
             };
-            self.record.upstream_local(connection.local());
+            self.upstream_local(connection.local());
             let home = Home {
                 worker: worker.clone(),
                 key: key.clone(),
@@ -266,47 +295,59 @@ impl Exchange<'_> {
         }
     }
 
+    /// A connection for a request that found none idle: a new one or, where the cluster may have
+    /// no more of them, the next one that becomes free.
+    async fn obtain(&self, serving: &Serving, key: &Key) -> Result<Connection, Failure> {
+        let cluster = &serving.0.cluster;
+        let Some(_pending) = cluster.breakers.of(serving.0.priority).hold_pending() else {
+            count(&cluster.state.stats.upstream_rq_pending_overflow);
+            return Err(Failure::Overflow);
+        };
+        let queue = self.connection.context.pool.borrow_mut().queue(key);
+        loop {
+            let first = queue.is_first();
+            let place = queue.place();
+            match self.connect(serving, false, first).await {
+                Ok((stream, open)) => {
+                    let idle = cluster.config.idle_timeout;
+                    return Ok(Connection::new(stream, open, place, idle));
+                }
+                Err(Failure::Overflow) => {}
+                Err(failure) => return Err(failure),
+            }
+            // Nobody is told of this place: there never was a connection.
+            place.give_up();
+            match queue.wait().await {
+                Freed::Connection(mut connection) => {
+                    if connection.is_usable() {
+                        return Ok(*connection);
+                    }
+                }
+                Freed::Place => {}
+            }
+        }
+    }
+
     async fn send_http2(
         &self,
         serving: &Serving,
         options: &Http2Options,
         mut request: http::Request<RequestBody>,
     ) -> Result<Answer, Failure> {
-        let worker = &self.connection.context;
         let key = self.key(serving);
-        for fresh in [false, true] {
-            let known = if fresh {
-                None
-            } else {
-                worker.pool.borrow_mut().http2(&key)
-            };
-            let is_new = known.is_none();
-            let mut sender = match known {
-                Some((sender, local)) => {
-                    self.record.upstream_local(local);
-                    sender
-                }
-                None => {
-                    let (stream, open) = self.connect(serving, true).await?;
-                    let local = open.local();
-                    self.record.upstream_local(local);
-                    let sender = handshake_http2(stream, options, open)
-                        .await
-                        .map_err(|_| Failure::Reset)?;
-                    worker
-                        .pool
-                        .borrow_mut()
-                        .put_http2(key.clone(), sender.clone(), local);
-                    sender
-                }
-            };
-            match sender.try_send_request(request).await {
+        for _ in 0..2 {
+            let (place, is_new) = self.stream(serving, options, &key).await?;
+            self.upstream_local(place.local());
+            match place.sender().try_send_request(request).await {
                 Ok(response) => {
                     let (parts, body) = response.into_parts();
                     return Ok(Answer {
                         status: parts.status,
                         headers: parts.headers,
-                        body: UpstreamStream::Http2(body),
+                        body: UpstreamStream::Http2 {
+                            body,
+                            _place: place,
+                        },
                     });
                 }
                 Err(mut error) => match error.take_message() {
@@ -318,15 +359,56 @@ impl Exchange<'_> {
         Err(Failure::Reset)
     }
 
+    /// A place for a stream, and whether its connection is new.
+    async fn stream(
+        &self,
+        serving: &Serving,
+        options: &Http2Options,
+        key: &Key,
+    ) -> Result<(lines::Place, bool), Failure> {
+        let cluster = &serving.0.cluster;
+        let lines = self.connection.context.pool.borrow_mut().lines(key);
+        if let Some(place) = lines.room() {
+            return Ok((place, false));
+        }
+        let Some(_pending) = cluster.breakers.of(serving.0.priority).hold_pending() else {
+            count(&cluster.state.stats.upstream_rq_pending_overflow);
+            return Err(Failure::Overflow);
+        };
+        let connecting = match lines.way().await {
+            Way::Open(place) => return Ok((place, false)),
+            Way::Connect(connecting) => connecting,
+            Way::Failed(failure) => return Err(failure),
+        };
+        let first = connecting.is_first();
+        let (stream, open) = match self.connect(serving, true, first).await {
+            Ok(connected) => connected,
+            Err(Failure::Overflow) => {
+                drop(connecting);
+                let crowded = lines.crowded().ok_or(Failure::Overflow)?;
+                return Ok((crowded, false));
+            }
+            Err(failure) => return Err(connecting.fail(failure)),
+        };
+        let limits = lines::Limits {
+            max_requests: cluster.config.max_requests_per_connection,
+            idle_timeout: cluster.config.idle_timeout,
+        };
+        let place = connecting.handshake(stream, options, limits, open).await?;
+        Ok((place, true))
+    }
+
+    /// `first`: without it no request would ever be served, so it may exceed the limit.
     async fn connect(
         &self,
         serving: &Serving,
         http2: bool,
+        first: bool,
     ) -> Result<(crate::proxy::stream::Stream, Open), Failure> {
         let offer = self.offer(http2);
         let (cluster, target) = (&serving.0.cluster, &serving.0.target);
         let context = &self.connection.context;
-        tcp::connect(context, cluster, target, serving.0.priority, &self.connection.caught, offer).await.map_err(|error| {
+        tcp::connect(context, cluster, target, tcp::Limit::new(serving.0.priority, first), &self.connection.caught, offer).await.map_err(|error| {
             tracing::debug!(cluster = %cluster.config.name, address = %target.address(), %error, "connect failed");
             match error {
                 ConnectError::Overflow => Failure::Overflow,
@@ -334,7 +416,9 @@ impl Exchange<'_> {
                     Failure::ConnectTimeout
                 }
                 ConnectError::Io(error) => {
-                    self.record.transport_failed(&error);
+                    if let Some(record) = self.record {
+                        record.transport_failed(&error);
+                    }
                     Failure::Connect
                 }
             }

@@ -31,6 +31,21 @@ pub(in crate::proxy) enum ConnectError {
     Io(#[from] io::Error),
 }
 
+/// Which limit counts.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::proxy) struct Limit {
+    priority: RoutingPriority,
+    /// It may be one too many: without it nothing would ever be served.
+    first: bool,
+}
+
+impl Limit {
+    /// Of a priority.
+    pub(in crate::proxy) fn new(priority: RoutingPriority, first: bool) -> Self {
+        Self { priority, first }
+    }
+}
+
 /// Connects to an endpoint and counts how it went. The connection is counted as long as the
 /// returned [`Open`] lives.
 ///
@@ -40,12 +55,12 @@ pub(in crate::proxy) async fn connect(
     context: &Context,
     cluster: &ClusterView,
     target: &Target,
-    priority: RoutingPriority,
+    limit: Limit,
     caught: &Caught,
     offer: Option<&Offer>,
 ) -> Result<(Stream, Open), ConnectError> {
     let stats = &cluster.state.stats;
-    let Some(mut open) = Open::within_limit(cluster, target, priority) else {
+    let Some(mut open) = Open::within_limit(cluster, target, limit) else {
         count(&stats.upstream_cx_overflow);
         return Err(ConnectError::Overflow);
     };
@@ -129,9 +144,13 @@ impl Open {
     pub(super) fn within_limit(
         cluster: &ClusterView,
         target: &Target,
-        priority: RoutingPriority,
+        limit: Limit,
     ) -> Option<Self> {
-        let held = cluster.breakers.of(priority).hold_connection()?;
+        let breakers = cluster.breakers.of(limit.priority);
+        let held = match breakers.hold_connection() {
+            None if limit.first => breakers.hold_first_connection()?,
+            held => held?,
+        };
         count(&cluster.state.stats.upstream_cx_active);
         if let Target::Host(host) = target {
             count(&host.state.cx_active);

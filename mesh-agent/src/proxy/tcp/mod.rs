@@ -18,9 +18,8 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::balance::hash::source_ip;
-use crate::config::model::Name;
 use crate::config::model::cluster::RoutingPriority;
-use crate::config::model::listener::{TcpProxy, Terminal};
+use crate::config::model::listener::{TcpProxy, TcpWeightedCluster, Terminal};
 use crate::config::model::response_flag::ResponseFlag;
 use crate::snapshot::outlier::{self, Outcome};
 use crate::snapshot::{ClusterView, View};
@@ -34,7 +33,7 @@ use super::stats::count;
 use super::stream::Stream;
 use super::worker::Context;
 
-pub(super) use connect::{ConnectError, Open, connect};
+pub(super) use connect::{ConnectError, Limit, Open, connect};
 pub(super) use copy::{Ends, copy};
 pub(super) use pool::Pool as TcpPool;
 
@@ -112,7 +111,8 @@ pub(super) async fn connect_upstream(
     proxy: &TcpProxy,
     record: &mut ConnectionRecord,
 ) -> Option<Upstream> {
-    let name = pick_cluster(proxy);
+    let picked = pick_cluster(proxy);
+    let name = &picked.cluster;
     let Some(cluster) = view.clusters.get(name) else {
         count(&context.shared.stats.no_cluster);
         record.flag(ResponseFlag::NoClusterFound);
@@ -122,7 +122,9 @@ pub(super) async fn connect_upstream(
     let hash = proxy.hash_source_ip.then(|| source_ip(caught.peer.ip()));
     for _ in 0..proxy.max_connect_attempts {
         record.asks();
-        let asked = lb::Asked::connection(caught.destination).hashed(hash);
+        let asked = lb::Asked::connection(caught.destination)
+            .hashed(hash)
+            .within(picked.subset.as_deref());
         let Some(target) = lb::pick(cluster, &asked) else {
             count(&cluster.state.stats.upstream_cx_none_healthy);
             record.flag(ResponseFlag::NoHealthyUpstream);
@@ -133,7 +135,11 @@ pub(super) async fn connect_upstream(
         let in_flight = InFlight::begin(cluster, &target);
         if let Some(connected) = here(context, caught, cluster, &target, record).await {
             let mut connected = connected?;
-            let open = Open::within_limit(cluster, &target, RoutingPriority::Default)?;
+            let open = Open::within_limit(
+                cluster,
+                &target,
+                Limit::new(RoutingPriority::Default, false),
+            )?;
             connected.counted.push((open, in_flight));
             return Some(connected);
         }
@@ -141,7 +147,7 @@ pub(super) async fn connect_upstream(
             context,
             cluster,
             &target,
-            RoutingPriority::Default,
+            Limit::new(RoutingPriority::Default, false),
             caught,
             None,
         )
@@ -227,7 +233,7 @@ fn observe(cluster: &ClusterView, target: &Target, outcome: Outcome) {
     }
 }
 
-fn pick_cluster(proxy: &TcpProxy) -> &Name {
+fn pick_cluster(proxy: &TcpProxy) -> &TcpWeightedCluster {
     let mut left = match proxy.total_weight() {
         0 | 1 => 0,
         total => fastrand::u64(..total),
@@ -235,9 +241,9 @@ fn pick_cluster(proxy: &TcpProxy) -> &Name {
     for cluster in &proxy.clusters {
         let weight = u64::from(cluster.weight);
         if left < weight {
-            return &cluster.cluster;
+            return cluster;
         }
         left -= weight;
     }
-    &proxy.clusters[0].cluster
+    &proxy.clusters[0]
 }

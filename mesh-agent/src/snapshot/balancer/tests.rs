@@ -46,6 +46,9 @@ fn placed(
         waypoint: None,
         workload: None,
         outlier: Arc::default(),
+        lb_metadata: Arc::default(),
+        checked: None,
+        check: Arc::default(),
         state: Arc::default(),
     })
 }

@@ -16,6 +16,7 @@ use tokio_util::io::poll_read_buf;
 use crate::proxy::http::body::RequestBody;
 use crate::proxy::http::message::Request;
 use crate::proxy::http::pool::Key;
+use crate::proxy::http::queue::Place;
 use crate::proxy::stream::Stream;
 use crate::proxy::tcp::Open;
 use crate::proxy::worker::Context as Worker;
@@ -41,12 +42,15 @@ pub(in crate::proxy) struct Connection {
     idle_timeout: Option<Duration>,
     /// Counts it.
     open: Open,
+    /// In the pool; given back after it.
+    _place: Place,
 }
 
 impl Connection {
     pub(in crate::proxy::http) fn new(
         stream: Stream,
         open: Open,
+        place: Place,
         idle_timeout: Option<Duration>,
     ) -> Self {
         Self {
@@ -56,6 +60,7 @@ impl Connection {
             since: Instant::now(),
             idle_timeout,
             open,
+            _place: place,
         }
     }
 
@@ -94,7 +99,10 @@ pub(in crate::proxy::http) struct Tunnel {
     pub(in crate::proxy::http) stream: Stream,
     /// What the upstream said after its response.
     pub(in crate::proxy::http) first: Bytes,
+    /// For how long no byte may pass.
+    pub(in crate::proxy::http) idle: Option<Duration>,
     _open: Open,
+    _place: Place,
 }
 
 /// A response whose head was read.
@@ -276,17 +284,20 @@ impl UpstreamBody {
     }
 
     /// Makes the connection an upgrade's.
-    pub(in crate::proxy::http) fn into_tunnel(mut self) -> Option<Tunnel> {
+    pub(in crate::proxy::http) fn into_tunnel(mut self, idle: Option<Duration>) -> Option<Tunnel> {
         let Connection {
             stream,
             buffer,
             open: _open,
+            _place,
             ..
         } = self.connection.take()?;
         Some(Tunnel {
             stream,
             first: buffer.freeze(),
+            idle,
             _open,
+            _place,
         })
     }
 

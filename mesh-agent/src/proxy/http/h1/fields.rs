@@ -57,10 +57,13 @@ pub(super) fn head_end(
 }
 
 /// The first line of a head, and the rest.
-pub(super) fn first_line(head: &Bytes) -> (Bytes, Bytes) {
-    let end = memchr::memchr(b'\r', head).unwrap_or(head.len());
-    let rest = (end + 2).min(head.len());
-    (head.slice(..end), head.slice(rest..))
+pub(super) fn first_line(head: &Bytes) -> Result<(Bytes, Bytes), Malformed> {
+    let end = memchr::memchr(b'\r', head).ok_or(Malformed::Syntax)?;
+    // A CR alone ends no line.
+    match head.get(end + 1) {
+        Some(b'\n') => Ok((head.slice(..end), head.slice(end + 2..))),
+        _ => Err(Malformed::Syntax),
+    }
 }
 
 /// Reads fields up to the empty line. Every line is known to end with CRLF.

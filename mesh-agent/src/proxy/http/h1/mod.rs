@@ -13,4 +13,6 @@ mod write;
 pub(super) use fields::has_token;
 
 #[cfg(test)]
+mod corpus;
+#[cfg(test)]
 mod tests;

@@ -84,7 +84,7 @@ pub(super) fn parse(
     };
     *scanned = 0;
     let head = buffer.split_to(end).freeze();
-    let (line, lines) = first_line(&head);
+    let (line, lines) = first_line(&head)?;
     let Line {
         method,
         target,

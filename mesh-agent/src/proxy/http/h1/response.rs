@@ -31,7 +31,7 @@ pub(super) fn parse(
     };
     *scanned = 0;
     let head = buffer.split_to(end).freeze();
-    let (line, lines) = first_line(&head);
+    let (line, lines) = first_line(&head)?;
     let (version, status) = status_line(&line)?;
     let headers = fields(&lines, MAX_FIELDS)?;
     let bodyless = status.is_informational()

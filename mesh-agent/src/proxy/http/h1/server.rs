@@ -124,8 +124,8 @@ impl Wire {
 enum NoRequest {
     /// The client left, or stayed idle for too long, or the agent drains.
     Over,
-    /// The client took too long to send a head it had begun.
-    Slow,
+    /// The client took too long to send a head it had begun: what it is told, and why.
+    Slow(&'static str, &'static str),
     Refused(Refusal),
 }
 
@@ -149,9 +149,8 @@ pub(in crate::proxy::http) async fn serve(
         let head = match read_head(connection, &wire, hcm, &mut limits, &mut alarm).await {
             Ok(head) => head,
             Err(NoRequest::Over) => return,
-            Err(NoRequest::Slow) => {
-                let refusal = Refusal::codec(StatusCode::REQUEST_TIMEOUT, "Request Timeout")
-                    .because("request_header_timeout");
+            Err(NoRequest::Slow(reason, details)) => {
+                let refusal = Refusal::codec(StatusCode::REQUEST_TIMEOUT, reason).because(details);
                 return refuse(connection, &wire, refusal, &mut out).await;
             }
             Err(NoRequest::Refused(refusal)) => {
@@ -333,13 +332,44 @@ async fn send(wire: &Wire, out: &mut Out, body: &mut Told, chunked: bool) -> Res
                     Poll::Pending
                 };
             }
-            let written = ready!(out.poll_write(&mut *wire.stream.borrow_mut(), cx));
-            if written.is_err() {
-                return Poll::Ready(Err(Broken));
+            match out.poll_write(&mut *wire.stream.borrow_mut(), cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken)),
+                Poll::Pending => return body.poll_limits(cx).map(|()| Err(Broken)),
             }
         }
     })
     .await
+}
+
+/// How long a head that has begun may take, what a client is told that takes longer, and why. A
+/// stream begins with its first byte, so its own limits count as well.
+fn head_limit(hcm: &HttpConnectionManager) -> (Option<Duration>, &'static str, &'static str) {
+    let limits = [
+        (
+            hcm.request_headers_timeout,
+            "request header timeout",
+            "request_header_timeout",
+        ),
+        (
+            hcm.request_timeout,
+            "request timeout",
+            "request_overall_timeout",
+        ),
+        (
+            hcm.stream_idle_timeout,
+            "stream timeout",
+            "stream_idle_timeout",
+        ),
+    ];
+    let shortest = limits
+        .into_iter()
+        .filter_map(|(limit, reason, details)| Some((limit?, reason, details)))
+        .min_by_key(|(limit, ..)| *limit);
+    match shortest {
+        Some((limit, reason, details)) => (Some(limit), reason, details),
+        None => (None, "", ""),
+    }
 }
 
 /// Reads until a request's head is complete.
@@ -351,7 +381,7 @@ async fn read_head(
     alarm: &mut Alarm,
 ) -> Result<Head, NoRequest> {
     let mut scanned = 0;
-    let mut begun = false;
+    let mut begun = None;
     alarm.set(hcm.idle_timeout.map(|idle| Instant::now() + idle));
     let mut drained = std::pin::pin!(connection.drained());
     loop {
@@ -365,9 +395,9 @@ async fn read_head(
             if buffer.is_empty() {
                 // An idle connection holds no buffer.
                 *buffer = BytesMut::new();
-            } else if !begun {
-                begun = true;
-                let limit = hcm.request_headers_timeout.or(hcm.idle_timeout);
+            } else if begun.is_none() {
+                let (limit, reason, details) = head_limit(hcm);
+                begun = Some((reason, details));
                 alarm.set(limit.map(|limit| Instant::now() + limit));
             }
         }
@@ -375,14 +405,13 @@ async fn read_head(
             if let Poll::Ready(read) = wire.poll_read(cx) {
                 return Poll::Ready(Ok(read));
             }
-            if !begun && drained.as_mut().poll(cx).is_ready() {
+            if begun.is_none() && drained.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(NoRequest::Over));
             }
             alarm.poll(cx).map(|()| {
-                Err(if begun {
-                    NoRequest::Slow
-                } else {
-                    NoRequest::Over
+                Err(match begun {
+                    Some((reason, details)) => NoRequest::Slow(reason, details),
+                    None => NoRequest::Over,
                 })
             })
         })
@@ -456,6 +485,6 @@ async fn upgraded(
         return;
     }
     let downstream = Prefixed::with_prefix(stream, wire.buffer.into_inner().freeze());
-    let copied = tcp::copy(&connection.context, downstream, tunnel.stream, None).await;
+    let copied = tcp::copy(&connection.context, downstream, tunnel.stream, tunnel.idle).await;
     told.carried(copied.received, copied.sent);
 }
