@@ -19,7 +19,9 @@ use crate::config::model::Name;
 use crate::config::model::workload::Workload;
 use crate::datapath::{Datapath, Options};
 use crate::proxy::Proxy;
-use crate::snapshot::{DnsTable, Inputs, SharedSnapshot, Snapshot, compile};
+use crate::pulse::Pulse;
+use crate::sched::give_way;
+use crate::snapshot::{DnsTable, Inputs, Retired, SharedSnapshot, Snapshot, compile};
 use crate::source::dns::{self, DnsSource, DnsStats, Queries, Resolver};
 use crate::source::file::{self, Loaded, ReloadStatus};
 use crate::source::xds::{Published, Sight, Views};
@@ -45,7 +47,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         anyhow::bail!("must run as root: it loads kernel programs and enters the pods' namespaces");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
+        .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the control runtime")?;
@@ -64,6 +66,7 @@ struct Agent {
     dns_stats: Arc<DnsStats>,
     reloads: Arc<ReloadStatus>,
     snapshots: SharedSnapshot,
+    retired: Retired,
     datapath: Datapath,
     proxy: Proxy,
     manager: Manager,
@@ -76,6 +79,8 @@ struct Agent {
     applied: Applied,
     /// Keeps certificates.
     certificates: Certificates,
+    /// Tells the kernel that the agent lives.
+    _pulse: Pulse,
 }
 
 async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
@@ -91,7 +96,8 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
     let (mut reloaded, reloads) = file::watch(args.config.clone(), loaded.clone())
         .with_context(|| format!("cannot watch {}", args.config.display()))?;
     let options = args.xds.options(loaded.bootstrap.as_ref());
-    let mut xds = options.map(|options| Views::new(options, args.xds.scope()));
+    let xds = options.map(|options| Views::new(options, args.xds.scope()));
+    let mut xds = xds.transpose().context("cannot start the xDS thread")?;
     let streams = xds.as_ref().map(Views::changed).unwrap_or_default();
     let sight = match &mut xds {
         Some(xds) => xds.sight(&loaded.resources),
@@ -109,6 +115,8 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         map_sizes: args.map_sizes.clone(),
         trace: matches!(args.log_level.as_str(), "debug" | "trace"),
     })?;
+    let heart = datapath.heart().context("the heart is taken once")?;
+    let pulse = Pulse::start(heart).context("cannot start the thread of the heartbeat")?;
     datapath
         .forward_logs()
         .context("cannot read what the kernel programs log")?;
@@ -143,6 +151,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         dns_stats: names.stats().clone(),
         reloads,
         snapshots,
+        retired: Retired::default(),
         datapath,
         proxy,
         manager: Manager::starting_after(inherited),
@@ -151,6 +160,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         inheriting: true,
         applied: Applied::default(),
         certificates,
+        _pulse: pulse,
         ready,
     };
     if agent.datapath.has_inherited() {
@@ -167,6 +177,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         tokio::select! {
             _ = tick.tick() => agent.tick(),
             Ok(()) = reloaded.changed() => {
+                let _way = give_way();
                 agent.loaded = reloaded.borrow_and_update().clone();
                 agent.follow_pods();
                 agent.look();
@@ -176,6 +187,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
                 tracing::info!(generation = agent.snapshots.load().generation, "configuration reloaded");
             }
             () = streams.notified() => {
+                let _way = give_way();
                 if agent.xds.as_mut().is_some_and(Views::take) {
                     agent.look();
                     wanted.send_replace(dns_queries(&agent.sight));
@@ -184,6 +196,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
                 agent.tell_ready();
             }
             Ok(()) = resolved.changed() => {
+                let _way = give_way();
                 agent.dns = resolved.borrow_and_update().clone();
                 agent.apply();
                 agent.tell_ready();
@@ -288,6 +301,7 @@ impl Agent {
         self.certificates.want_named(&self.sight);
         let snapshot = Arc::new(compile(&inputs, &previous));
         self.snapshots.store(snapshot.clone());
+        self.retired.keep(previous);
         self.want_identities();
         let inherits = self.inheriting && self.datapath.has_inherited();
         if inherits && !self.supersedes() {
@@ -307,6 +321,7 @@ impl Agent {
         {
             tracing::error!(%error, "what another agent left is not taken over in full");
         }
+        self.retired.sweep();
         let took = start.elapsed();
         self.applied.count += 1;
         self.applied.total += took;
@@ -321,10 +336,11 @@ impl Agent {
     }
 
     fn tick(&mut self) {
-        if let Err(error) = self.datapath.heartbeat() {
-            tracing::error!(%error, "the kernel takes the agent for dead");
-        }
         self.datapath.sweep();
+        if !self.retired.is_empty() {
+            let _way = give_way();
+            self.retired.sweep();
+        }
         if !self.inheriting {
             for (_, error) in self.datapath.follow_health().failed {
                 tracing::error!(%error, "an endpoint's health was not written to the kernel");
@@ -379,18 +395,7 @@ impl Agent {
         let (drain, shutdown) = (self.args.drain_duration, self.args.parent_shutdown);
         tracing::info!(connections = open, ?drain, "draining");
         let limit = drain.min(shutdown);
-        let mut drained = std::pin::pin!(self.proxy.drain(limit));
-        let mut tick = tokio::time::interval(TICK);
-        let all = loop {
-            tokio::select! {
-                all = drained.as_mut() => break all,
-                // Still caught, still served.
-                _ = tick.tick() => {
-                    let _ = self.datapath.heartbeat();
-                }
-            }
-        };
-        if !all {
+        if !self.proxy.drain(limit).await {
             let left = self.proxy.stats().active_connections();
             tracing::warn!(
                 connections = left,

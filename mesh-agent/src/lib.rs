@@ -12,6 +12,8 @@ pub mod config;
 pub mod datapath;
 pub mod identity;
 pub mod proxy;
+pub mod pulse;
+pub mod sched;
 pub mod snapshot;
 pub mod source;
 pub mod store;

@@ -1,5 +1,7 @@
 //! `mesh-agent`: the node agent. `mesh-agent --help` explains its commands.
 
+mod allocator;
+
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 

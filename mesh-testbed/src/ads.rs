@@ -28,6 +28,8 @@ pub struct Ads {
     state: Arc<Shared>,
     address: SocketAddr,
     security: Security,
+    /// It works only when nothing else wants the core.
+    remote: bool,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -63,8 +65,22 @@ impl Ads {
     /// # Errors
     /// No port is free, or the certificates are wrong.
     pub fn secured(security: Security) -> Result<Self> {
+        Self::with(security, false)
+    }
+
+    /// As [`Self::start`], for measurements: it stands for another machine, so its work is done
+    /// only when nothing else on this one wants the core.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub fn remote() -> Result<Self> {
+        Self::with(Security::default(), true)
+    }
+
+    fn with(security: Security, remote: bool) -> Result<Self> {
         let mut ads = Self {
             security,
+            remote,
             state: Arc::default(),
             address: (Ipv4Addr::LOCALHOST, 0).into(),
             stop: None,
@@ -114,22 +130,31 @@ impl Ads {
             .enable_all()
             .build()?;
         self.stop = Some(stop);
+        let remote = self.remote;
         self.thread = Some(std::thread::spawn(move || {
-            runtime.block_on(async {
-                let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
-                    return;
-                };
-                let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-                let service = AggregatedDiscoveryServiceServer::new(service)
-                    .max_encoding_message_size(usize::MAX);
-                let serving = server
-                    .add_service(InterceptedService::new(service, guard))
-                    .serve_with_incoming(incoming);
-                tokio::select! {
-                    _ = serving => {}
-                    _ = stopped => {}
-                }
-            });
+            let serving = || {
+                runtime.block_on(async {
+                    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
+                        return;
+                    };
+                    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+                    let service = AggregatedDiscoveryServiceServer::new(service)
+                        .max_encoding_message_size(usize::MAX);
+                    let serving = server
+                        .add_service(InterceptedService::new(service, guard))
+                        .serve_with_incoming(incoming);
+                    tokio::select! {
+                        _ = serving => {}
+                        _ = stopped => {}
+                    }
+                })
+            };
+            if remote {
+                // Where it is refused, nobody answers, and whoever waits for that says so.
+                let _ = crate::priority::idle(serving);
+            } else {
+                serving();
+            }
             // Connections end with the runtime.
             runtime.shutdown_timeout(Duration::from_secs(1));
         }));

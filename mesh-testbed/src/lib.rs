@@ -37,6 +37,7 @@ pub mod oracle;
 mod paced;
 mod page;
 mod pod;
+pub mod priority;
 mod process;
 pub mod protocols;
 mod python;

@@ -13,14 +13,13 @@ use aya::programs::sk_lookup::SkLookupLink;
 use aya::programs::{CgroupSock, CgroupSockAddr, ProgramError, SkLookup, SockOps};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
-use mesh_common::Control;
 
 use crate::config::model::Name;
 use crate::proxy::OriginalDst;
 use crate::snapshot::{Snapshot, ViewId};
 use crate::workload::{Netns, PodId};
 
-use super::error::map_error;
+use super::heart::Heart;
 use super::maps::{self, NodeMaps, PodMaps, ServiceMaps};
 use super::orig::KernelOriginalDst;
 use super::pins::Pins;
@@ -106,7 +105,8 @@ pub struct Datapath {
     /// The snapshot that the service maps hold whole.
     pub(super) applied: Option<Arc<Snapshot>>,
     pub(super) pods: Pods,
-    agent_cgroup: u64,
+    /// Until a thread of its own has it.
+    heart: Option<Heart>,
     original_dst: Arc<KernelOriginalDst>,
     pins: Option<Pins>,
     /// Where the programs are to be attached once the maps are filled: those of another version
@@ -171,7 +171,7 @@ impl Datapath {
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .load(object::OBJECT)?;
         load_programs(&mut ebpf)?;
-        let (mut services, pod_maps, node, orig) = maps::take(&mut ebpf)?;
+        let (mut services, pod_maps, node, control, orig) = maps::take(&mut ebpf)?;
         let reconciler = adopt::services(&mut services)?;
         let pods = adopt::pods(&pod_maps);
         let mut datapath = Self {
@@ -182,7 +182,10 @@ impl Datapath {
             reconciler,
             applied: None,
             pods,
-            agent_cgroup: options.agent_cgroup,
+            heart: Some(Heart {
+                control,
+                agent_cgroup: options.agent_cgroup,
+            }),
             original_dst: Arc::new(KernelOriginalDst::new(orig)),
             pins,
             waiting: Some(cgroup),
@@ -191,7 +194,9 @@ impl Datapath {
             replanned: Vec::new(),
             map_sizes: options.map_sizes.clone(),
         };
-        datapath.heartbeat()?;
+        if let Some(heart) = &mut datapath.heart {
+            heart.beat()?;
+        }
         if !datapath.pins.as_ref().is_some_and(Pins::has_outdated) {
             datapath.attach()?;
         }
@@ -226,19 +231,9 @@ impl Datapath {
         Ok(())
     }
 
-    /// Tells the kernel that the agent is alive; to be called at least every second.
-    ///
-    /// # Errors
-    /// The map cannot be written.
-    pub fn heartbeat(&mut self) -> Result<(), DatapathError> {
-        let control = Control {
-            heartbeat_ns: monotonic_ns(),
-            agent_cgroup: self.agent_cgroup,
-        };
-        self.node
-            .control
-            .set(0, control, 0)
-            .map_err(map_error("CTRL", "write the heartbeat"))
+    /// What tells the kernel that the agent is alive; can be taken once.
+    pub fn heart(&mut self) -> Option<Heart> {
+        self.heart.take()
     }
 
     /// Removes counters of services and endpoints that are gone and have no connection any more;
@@ -513,11 +508,4 @@ where
             program: name,
             reason,
         })
-}
-
-/// `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
-fn monotonic_ns() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .expect("CLOCK_MONOTONIC exists on every Linux");
-    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }

@@ -14,6 +14,7 @@ mod compile;
 mod listeners;
 pub mod outlier;
 mod places;
+mod retired;
 pub mod slots;
 mod subsets;
 
@@ -33,6 +34,7 @@ pub use cluster::ClusterView;
 pub use clusters::Clusters;
 pub use compile::{DnsTable, Inputs, compile};
 pub use listeners::{ANYTHING, OutboundListeners};
+pub use retired::Retired;
 
 /// Where the current snapshot is published.
 pub type SharedSnapshot = Arc<ArcSwap<Snapshot>>;

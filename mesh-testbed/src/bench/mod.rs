@@ -14,6 +14,7 @@ mod report;
 mod servers;
 mod stage;
 mod stats;
+mod waits;
 mod world;
 mod xds;
 

@@ -42,7 +42,14 @@ pub(super) struct Decoded {
 /// Remembers what was decoded, so that equal resources of many views are one.
 #[derive(Debug, Default)]
 pub struct Interner {
-    known: Mutex<HashMap<(ResourceType, u128), (Handle, Bytes)>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    values: HashMap<(ResourceType, u128), (Handle, Bytes)>,
+    /// Since what nobody uses was forgotten last.
+    added: usize,
 }
 
 /// A value as long as someone uses it.
@@ -67,6 +74,17 @@ impl Handle {
     }
 }
 
+impl Handle {
+    fn is_used(&self) -> bool {
+        match self {
+            Self::Listener(value) => value.strong_count() > 0,
+            Self::Route(value) => value.strong_count() > 0,
+            Self::Cluster(value) => value.strong_count() > 0,
+            Self::Endpoint(value) => value.strong_count() > 0,
+        }
+    }
+}
+
 impl Value {
     fn handle(&self) -> Handle {
         match self {
@@ -76,6 +94,13 @@ impl Value {
             Self::Endpoint(value) => Handle::Endpoint(Arc::downgrade(value)),
             Self::Secret(value) => Handle::Secret(Arc::downgrade(value)),
         }
+    }
+}
+
+impl Known {
+    fn forget_unused(&mut self) {
+        self.values.retain(|_, (handle, _)| handle.is_used());
+        self.added = 0;
     }
 }
 
@@ -94,7 +119,7 @@ impl Interner {
             return Err(format!("is a {}, not a {}", any.type_url, kind.url()));
         }
         let key = (kind, xxh3_128(&any.value));
-        if let Some((handle, raw)) = self.lock().get(&key)
+        if let Some((handle, raw)) = self.lock().values.get(&key)
             && let Some(value) = handle.get()
         {
             return named(name, &value).map(|()| Decoded {
@@ -122,14 +147,29 @@ impl Interner {
         named(name, &value)?;
         let raw = Bytes::copy_from_slice(bytes);
         let mut known = self.lock();
-        if known.len() == known.capacity() {
-            known.retain(|_, (handle, _)| handle.get().is_some());
+        if known.values.len() == known.values.capacity() {
+            known.forget_unused();
         }
-        known.insert(key, (value.handle(), raw.clone()));
+        known.values.insert(key, (value.handle(), raw.clone()));
+        known.added += 1;
         Ok(Decoded { value, raw })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(ResourceType, u128), (Handle, Bytes)>> {
+    /// Forgets what nobody uses any more, if there may be anything.
+    pub(super) fn tidy(&self) {
+        let mut known = self.lock();
+        if known.added > 0 {
+            known.forget_unused();
+            known.values.shrink_to_fit();
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.lock().values.len()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
         // Nothing in here panics half way through a change.
         self.known
             .lock()

@@ -2,6 +2,7 @@
 //!
 //! [`session`] is the protocol without I/O; this file moves bytes and time.
 
+mod background;
 mod cache;
 mod decode;
 mod delta;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
@@ -47,6 +49,9 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Responses taken before what they changed is published.
 const BATCH: usize = 64;
+/// How long after the last response the interner forgets what nobody uses any more: by then what
+/// replaced it is compiled.
+const TIDY: Duration = Duration::from_secs(2);
 
 /// What to ask whom for.
 #[derive(Debug, Clone)]
@@ -81,6 +86,7 @@ struct Publisher {
 
 /// Follows a server until the receiver is dropped.
 fn follow(
+    runtime: &Handle,
     options: Options,
     interner: Arc<Interner>,
     changed: Arc<Notify>,
@@ -90,7 +96,7 @@ fn follow(
         published: sender,
         changed,
     };
-    tokio::spawn(async move {
+    runtime.spawn(async move {
         let server = options.server.address.clone();
         let session = Session::new(options.mode, options.node.clone(), server, interner);
         let mut follower = Follower {
@@ -261,6 +267,7 @@ async fn exchange(
     outbox: &mut Outbox,
 ) -> Ended {
     let mut fruitful = false;
+    let mut tidy = None;
     publish(session, publisher);
     loop {
         let received = tokio::select! {
@@ -272,6 +279,11 @@ async fn exchange(
             () = until(session.next_timer(now())) => {
                 session.expire(now());
                 publish(session, publisher);
+                continue;
+            }
+            () = until(tidy) => {
+                tidy = None;
+                session.tidy();
                 continue;
             }
         };
@@ -302,5 +314,6 @@ async fn exchange(
         }
         session.expire(now());
         publish(session, publisher);
+        tidy = Some(now() + TIDY);
     }
 }

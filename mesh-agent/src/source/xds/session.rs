@@ -400,6 +400,11 @@ impl Session {
         }
     }
 
+    /// Forgets what was decoded and nobody uses any more.
+    pub(super) fn tidy(&self) {
+        self.interner.tidy();
+    }
+
     /// What may be used by now.
     pub(super) fn publish(&mut self, now: Instant) -> Arc<ResourceSet> {
         let next = match self.cache.take_change() {

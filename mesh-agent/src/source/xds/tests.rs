@@ -529,6 +529,26 @@ fn equal_resources_are_one() {
 }
 
 #[test]
+fn what_nobody_uses_is_forgotten() {
+    let interner = Arc::<Interner>::default();
+    let mut side = Side::new(Mode::Delta);
+    side.session = Session::new(
+        Mode::Delta,
+        Node::default(),
+        "test".into(),
+        interner.clone(),
+    );
+    side.open();
+    side.delta(Cds, &[("a", "1", eds("a"))], &[]);
+    side.delta(Eds, &[("a", "1", endpoints("a", true))], &[]);
+    side.delta(Eds, &[("a", "2", endpoints("a", false))], &[]);
+    assert_eq!(interner.len(), 3);
+    side.session.tidy();
+    assert_eq!(interner.len(), 2);
+    assert_eq!(side.clusters(), ["a"]);
+}
+
+#[test]
 fn a_resource_under_another_name_is_refused() {
     let mut side = Side::new(Mode::Delta);
     side.open();

@@ -4,6 +4,7 @@
 //! sidecar; pods that were sent the same share a view, so a hundred equal pods cost about one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use crate::config::model::workload::Workload;
 use crate::snapshot::ViewId;
 use crate::store::{Resource, ResourceSet};
 
+use super::background::Background;
 use super::{Interner, Options, Published, follow};
 
 /// Who has a stream.
@@ -37,6 +39,7 @@ pub struct Views {
     scope: Scope,
     interner: Arc<Interner>,
     changed: Arc<Notify>,
+    background: Background,
     /// By workload; of the node under the empty name.
     streams: BTreeMap<Name, Stream>,
     next: u32,
@@ -87,12 +90,16 @@ impl Sight {
 
 impl Views {
     /// Nothing is asked yet.
-    pub fn new(options: Options, scope: Scope) -> Self {
+    ///
+    /// # Errors
+    /// A thread for the streams cannot be made.
+    pub fn new(options: Options, scope: Scope) -> io::Result<Self> {
         let mut views = Self {
             options,
             scope,
             interner: Arc::default(),
             changed: Arc::default(),
+            background: Background::start()?,
             streams: BTreeMap::new(),
             next: ViewId::NODE.0 + 1,
         };
@@ -100,7 +107,7 @@ impl Views {
             let node = views.options.node.clone();
             views.open("".into(), node);
         }
-        views
+        Ok(views)
     }
 
     /// Told whenever a stream brought something or changed its state.
@@ -113,7 +120,8 @@ impl Views {
             node,
             ..self.options.clone()
         };
-        let published = follow(options, self.interner.clone(), self.changed.clone());
+        let interner = self.interner.clone();
+        let published = follow(&self.background.0, options, interner, self.changed.clone());
         self.streams.insert(
             key,
             Stream {
