@@ -171,9 +171,13 @@ impl Datapath {
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .load(object::OBJECT)?;
         load_programs(&mut ebpf)?;
-        let (mut services, pod_maps, node, control, orig) = maps::take(&mut ebpf)?;
+        let (mut services, pod_maps, mut node, orig) = maps::take(&mut ebpf)?;
         let reconciler = adopt::services(&mut services)?;
         let pods = adopt::pods(&pod_maps);
+        let heart = node.control.take().map(|control| Heart {
+            control,
+            agent_cgroup: options.agent_cgroup,
+        });
         let mut datapath = Self {
             ebpf,
             services,
@@ -182,10 +186,7 @@ impl Datapath {
             reconciler,
             applied: None,
             pods,
-            heart: Some(Heart {
-                control,
-                agent_cgroup: options.agent_cgroup,
-            }),
+            heart,
             original_dst: Arc::new(KernelOriginalDst::new(orig)),
             pins,
             waiting: Some(cgroup),

@@ -31,6 +31,8 @@ pub(super) struct PodMaps {
 
 /// Everything else.
 pub(super) struct NodeMaps {
+    /// Until somebody writes it.
+    pub(super) control: Option<Array<MapData, Control>>,
     pub(super) counters: PerCpuArray<MapData, u64>,
     pub(super) denied: Map,
     /// Until somebody reads them.
@@ -41,16 +43,7 @@ pub(super) struct NodeMaps {
 /// read by the proxy workers.
 pub(super) fn take(
     ebpf: &mut Ebpf,
-) -> Result<
-    (
-        ServiceMaps,
-        PodMaps,
-        NodeMaps,
-        Array<MapData, Control>,
-        MapData,
-    ),
-    DatapathError,
-> {
+) -> Result<(ServiceMaps, PodMaps, NodeMaps, MapData), DatapathError> {
     macro_rules! map {
         ($name:literal) => {
             ebpf.take_map($name)
@@ -75,15 +68,15 @@ pub(super) fn take(
         authz: map!("AUTHZ"),
     };
     let node = NodeMaps {
+        control: Some(map!("CTRL")),
         counters: map!("COUNTERS"),
         denied: ebpf
             .take_map("DENIED")
             .ok_or(DatapathError::Missing("map DENIED"))?,
         events: Some(map!("EVENTS")),
     };
-    let control = map!("CTRL");
     let Some(Map::LruHashMap(orig)) = ebpf.take_map("ORIG") else {
         return Err(DatapathError::Missing("map ORIG"));
     };
-    Ok((services, pods, node, control, orig))
+    Ok((services, pods, node, orig))
 }

@@ -58,13 +58,17 @@ mod tests {
     use crate::store::ResourceSet;
 
     fn snapshot(previous: &Snapshot) -> Arc<Snapshot> {
-        let views = [(ViewId::NODE, Arc::new(ResourceSet::default()))];
+        // The same as before, if there is any before.
+        let known = previous.view(ViewId::NODE);
+        let resources: ResourceSet = known.map(|view| view.resources.clone()).unwrap_or_default();
+        let views = [(ViewId::NODE, Arc::new(resources))];
+        let none = Arc::new(HashMap::new());
         let inputs = Inputs {
             views: &views,
             pods: None,
             in_use: &[],
             node: &Arc::new(NodeConfig::default()),
-            dns: &Arc::new(HashMap::new()),
+            dns: previous.view(ViewId::NODE).map_or(&none, |view| &view.dns),
         };
         Arc::new(compile(&inputs, previous))
     }

@@ -42,6 +42,8 @@ pub struct Views {
     background: Background,
     /// By workload; of the node under the empty name.
     streams: BTreeMap<Name, Stream>,
+    /// What each view held when it was assigned last.
+    held: BTreeMap<ViewId, u128>,
     next: u32,
 }
 
@@ -101,6 +103,7 @@ impl Views {
             changed: Arc::default(),
             background: Background::start()?,
             streams: BTreeMap::new(),
+            held: BTreeMap::new(),
             next: ViewId::NODE.0 + 1,
         };
         if scope == Scope::Node {
@@ -253,7 +256,15 @@ impl Views {
 
     /// Gives equal contents one view. Of the views that the pods of a group had, the one most of
     /// them had goes on, so that little changes in the kernel's maps.
+    ///
+    /// A view never changes under a pod that is about to leave it: pods are told of their new view
+    /// after it is published, and until then must find the old one as it was. So a view goes on
+    /// with other contents only if all who have it come along.
     fn assign(&mut self) {
+        let mut users: BTreeMap<ViewId, usize> = BTreeMap::new();
+        for view in self.streams.values().filter_map(|stream| stream.view) {
+            *users.entry(view).or_default() += 1;
+        }
         let mut groups: BTreeMap<u128, Vec<Name>> = BTreeMap::new();
         for (key, stream) in &self.streams {
             if stream.latest.complete {
@@ -266,7 +277,8 @@ impl Views {
         let mut sizes: Vec<(u128, Vec<Name>)> = groups.into_iter().collect();
         sizes.sort_by_key(|(_, keys)| std::cmp::Reverse(keys.len()));
         let mut taken = BTreeSet::new();
-        for (_, keys) in sizes {
+        let held = std::mem::take(&mut self.held);
+        for (fingerprint, keys) in sizes {
             let mut had: BTreeMap<ViewId, usize> = BTreeMap::new();
             for key in &keys {
                 if let Some(view) = self.streams.get(key).and_then(|stream| stream.view) {
@@ -275,7 +287,11 @@ impl Views {
             }
             let known = had
                 .into_iter()
-                .filter(|(view, _)| !taken.contains(view))
+                .filter(|(view, pods)| {
+                    let all = users.get(view) == Some(pods);
+                    let same = held.get(view) == Some(&fingerprint);
+                    !taken.contains(view) && (all || same)
+                })
                 .max_by_key(|(_, pods)| *pods)
                 .map(|(view, _)| view);
             let view = known.unwrap_or_else(|| {
@@ -284,6 +300,7 @@ impl Views {
                 view
             });
             taken.insert(view);
+            self.held.insert(view, fingerprint);
             for key in &keys {
                 if let Some(stream) = self.streams.get_mut(key) {
                     stream.view = Some(view);
@@ -365,5 +382,72 @@ fn sidecar(base: &Node, workload: &Workload, ips: &[IpAddr]) -> Node {
         cluster: format!("{app}.{namespace}"),
         metadata: Some(metadata),
         ..base.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Mode, Server};
+    use super::*;
+
+    fn views() -> Views {
+        let options = Options {
+            server: Server::default(),
+            mode: Mode::Delta,
+            node: Node::default(),
+            max_message_bytes: 1 << 20,
+        };
+        Views::new(options, Scope::Workload).unwrap()
+    }
+
+    /// The views of pods whose streams brought these contents.
+    fn assigned(views: &mut Views, contents: &[(&str, u128)]) -> Vec<u32> {
+        for (pod, fingerprint) in contents {
+            let known = views.streams.get(*pod).and_then(|stream| stream.view);
+            let stream = Stream {
+                published: watch::channel(Published::default()).1,
+                latest: Published {
+                    complete: true,
+                    ..Published::default()
+                },
+                fingerprint: *fingerprint,
+                view: known,
+            };
+            views.streams.insert((*pod).into(), stream);
+        }
+        views.assign();
+        let view = |pod: &str| views.streams[pod].view.map_or(0, |view| view.0);
+        contents.iter().map(|(pod, _)| view(pod)).collect()
+    }
+
+    #[test]
+    fn pods_with_equal_contents_share_a_view() {
+        let mut views = views();
+        let seen = assigned(&mut views, &[("a", 1), ("b", 1), ("c", 2)]);
+        assert!(seen[0] == seen[1] && seen[0] != seen[2], "{seen:?}");
+        // All of them change: the views go on.
+        assert_eq!(assigned(&mut views, &[("a", 3), ("b", 3), ("c", 4)]), seen);
+    }
+
+    #[test]
+    fn a_view_does_not_change_under_a_pod_that_leaves_it() {
+        for changed in [0, 9] {
+            let mut views = views();
+            let [both, _] = assigned(&mut views, &[("a", 5), ("b", 5)])[..] else {
+                panic!("two pods");
+            };
+            // Whichever comes first by its number, the view stays with whom it does not change for.
+            let seen = assigned(&mut views, &[("a", 5), ("b", changed)]);
+            assert!(seen[0] == both && seen[1] != both, "{seen:?}");
+            // Together again: who is alone in a view may bring it along.
+            let again = assigned(&mut views, &[("a", 5), ("b", 5)]);
+            assert!(
+                again[0] == again[1] && seen.contains(&again[0]),
+                "{again:?}"
+            );
+            // Both change, in different ways: nobody may take the view along.
+            let seen = assigned(&mut views, &[("a", 6), ("b", 7)]);
+            assert!(!seen.contains(&again[0]) && seen[0] != seen[1], "{seen:?}");
+        }
     }
 }
