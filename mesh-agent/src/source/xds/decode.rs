@@ -81,6 +81,7 @@ impl Handle {
             Self::Route(value) => value.strong_count() > 0,
             Self::Cluster(value) => value.strong_count() > 0,
             Self::Endpoint(value) => value.strong_count() > 0,
+            Self::Secret(value) => value.strong_count() > 0,
         }
     }
 }
