@@ -3,7 +3,7 @@
 
 mod common;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use mesh_testbed::ads::{Ads, ENDPOINTS, Security};
 use mesh_testbed::{eventually, needs_root};
 
@@ -35,10 +35,12 @@ fn refused(security: Security, flags: &[&str], says: &[&str]) -> Result<Scene> {
         scene.logs(text)?;
     }
     ensure!(scene.agent.get("/ready")?.status == 503, "it is ready");
-    let status = scene.agent.command("status")?;
-    for text in says {
-        ensure!(status.contains(text), "no {text:?} in\n{status}");
-    }
+    let mut status = String::new();
+    eventually("the status tells it", PATIENCE, || {
+        status = scene.agent.command("status").unwrap_or_default();
+        says.iter().all(|text| status.contains(text))
+    })
+    .with_context(|| status.clone())?;
     Ok(scene)
 }
 

@@ -15,6 +15,30 @@ pub(super) fn connecting(server: &Server, error: &anyhow::Error) -> String {
     format!("{text}{hint}")
 }
 
+/// Why a stream could not be opened on a connection that stood.
+pub(super) fn opening(server: &Server, status: &Status) -> String {
+    let text = self::status(server, status);
+    // Whoever is not let in by TLS 1.3 learns so only after its own side of the handshake, and the
+    // alert may be lost with the connection.
+    let lost = matches!(
+        status.code(),
+        Code::Cancelled | Code::Unknown | Code::Unavailable | Code::Internal
+    );
+    if !lost || text.contains("--xds-") {
+        return text;
+    }
+    let hint = match &server.identity {
+        _ if !server.is_secured() => "it may want TLS: --xds-ca FILE".into(),
+        None => "perhaps it wants a certificate of ours: --xds-cert FILE and --xds-key FILE".into(),
+        Some((certificate, _)) => format!(
+            "perhaps it does not take the certificate in {} (--xds-cert){}",
+            certificate.display(),
+            expiry(certificate)
+        ),
+    };
+    format!("{text}; it broke off at once: {hint}")
+}
+
 /// Why a stream ended.
 pub(super) fn status(server: &Server, status: &Status) -> String {
     let mut text = format!("{:?}: {}", status.code(), status.message());
@@ -214,7 +238,7 @@ mod tests {
                 "--xds-ca",
             ),
         ] {
-            let text = super::status(server, &status);
+            let text = super::opening(server, &status);
             assert!(text.contains(flag), "{flag} is not in: {text}");
         }
     }

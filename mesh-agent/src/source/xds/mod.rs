@@ -241,7 +241,7 @@ async fn converse(
         Ok(mut inbox) => {
             exchange(&options.server, session, publisher, &mut inbox, &mut outbox).await
         }
-        Err(status) => Ended::barren(diagnose::status(&options.server, &status)),
+        Err(status) => Ended::barren(diagnose::opening(&options.server, &status)),
     }
 }
 
