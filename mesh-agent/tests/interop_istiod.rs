@@ -8,6 +8,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use mesh_testbed::{Curl, Istiod, MeshAgent, Pod, Server, Testbed, eventually, needs_root};
 use serde_json::{Value, json};
 
@@ -473,6 +477,80 @@ fn authorization_policies_by_principal_hold_over_mutual_tls() -> Result<()> {
         eventually("both are served again", PATIENCE, || {
             status(&scene.client) == 200 && status(&scene.other) == 200
         })?;
+        scene.nothing_was_refused()
+    })
+}
+
+#[test]
+fn request_authentication_and_policies_by_claim_hold() -> Result<()> {
+    needs_root!(Ok(()));
+    both(|mode| {
+        let scene = Scene::start(mode, &mesh())?;
+        scene.istiod.put("reviews", &[meshed(&scene)])?;
+        let signer = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)?;
+        let point = signer.public_key().as_ref();
+        let part = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        let keys = json!({ "keys": [{ "kty": "EC", "crv": "P-256", "kid": "k",
+            "x": part(&point[1..33]), "y": part(&point[33..]) }] });
+        let token = |subject: &str, groups: Value| -> Result<String> {
+            let header = json!({ "alg": "ES256", "kid": "k" }).to_string();
+            let claims = json!({ "iss": "testing", "sub": subject, "groups": groups }).to_string();
+            let signed = format!("{}.{}", part(header.as_bytes()), part(claims.as_bytes()));
+            let signature = signer.sign(&SystemRandom::new(), signed.as_bytes())?;
+            Ok(format!("{signed}.{}", part(signature.as_ref())))
+        };
+        let selector = json!({ "matchLabels": { "app": "reviews" } });
+        let authentication = resource(
+            "security",
+            "RequestAuthentication",
+            "reviews",
+            &json!({ "selector": selector, "jwtRules": [{ "issuer": "testing",
+                "jwks": keys.to_string(), "forwardOriginalToken": true }] }),
+        );
+        let policy = resource(
+            "security",
+            "AuthorizationPolicy",
+            "reviews",
+            &json!({ "selector": selector, "action": "ALLOW", "rules": [
+                { "from": [{ "source": { "requestPrincipals": ["testing/alice"] } }] },
+                { "when": [{ "key": "request.auth.claims[groups]", "values": ["admins"] }] } ] }),
+        );
+        let alice = token("alice", json!(["users"]))?;
+        let (bob, admin) = (
+            token("bob", json!("users"))?,
+            token("carol", json!(["x", "admins"]))?,
+        );
+        let forged = format!("{}x", &alice[..alice.len() - 2]);
+        let status = |token: &str| {
+            let mut curl = Curl::get(&scene.client, &format!("http://{}/", scene.web));
+            let header = format!("authorization: Bearer {token}");
+            if !token.is_empty() {
+                curl = curl.header(&header);
+            }
+            curl.send().map_or(0, |response| response.status)
+        };
+        let seen = || {
+            [
+                status(""),
+                status(&alice),
+                status(&bob),
+                status(&admin),
+                status(&forged),
+            ]
+        };
+        eventually("all are served", PATIENCE, || seen() == [200; 5])?;
+        scene
+            .istiod
+            .put("tokens", std::slice::from_ref(&authentication))?;
+        eventually("a forged token is refused", PATIENCE, || {
+            seen() == [200, 200, 200, 200, 401]
+        })?;
+        scene.istiod.put("tokens", &[authentication, policy])?;
+        eventually(
+            "only who is named or of the group is served",
+            PATIENCE,
+            || seen() == [403, 200, 403, 200, 401],
+        )?;
         scene.nothing_was_refused()
     })
 }

@@ -1,90 +1,12 @@
 //! HTTP filters, asked of Envoy and of the agent.
 
-use std::time::Duration;
+mod common;
 
-use anyhow::{Result, ensure};
-use mesh_testbed::oracle::{Compared, Oracle, Setup};
-use mesh_testbed::{Envoy, needs_root};
+use anyhow::Result;
+use mesh_testbed::needs_root;
 use serde_json::{Value, json};
 
-const FILTERS: &str = "type.googleapis.com/envoy.extensions.filters.http";
-
-/// Whether Envoy is here to be asked; says so if not.
-fn envoy() -> bool {
-    let here = Envoy::program().is_some();
-    if !here {
-        mesh_testbed::skipped("needs Envoy (ENVOY_BIN)");
-    }
-    here
-}
-
-fn all_same(compared: &[Compared]) -> Result<()> {
-    let different: Vec<String> = compared
-        .iter()
-        .filter(|compared| !compared.same())
-        .map(ToString::to_string)
-        .collect();
-    ensure!(
-        different.is_empty(),
-        "{} of {} differ from Envoy:\n{}",
-        different.len(),
-        compared.len(),
-        different.join("\n")
-    );
-    Ok(())
-}
-
-/// A filter by its folder and message.
-fn filter(name: &str, message: &str, config: Value) -> Value {
-    let mut config = config;
-    config["@type"] = json!(format!("{FILTERS}.{message}"));
-    json!({ "name": format!("envoy.filters.http.{name}"), "typed_config": config })
-}
-
-/// A route's word on a filter.
-fn said(name: &str, message: &str, config: Value) -> Value {
-    let filter = filter(name, message, config);
-    json!({ format!("envoy.filters.http.{name}"): filter["typed_config"] })
-}
-
-fn router() -> Value {
-    filter("router", "router.v3.Router", json!({}))
-}
-
-/// Exact paths with what they say of filters; the virtual host says something, too.
-fn setup(filters: Vec<Value>, host: Value, routes: &[(String, Value)]) -> Setup {
-    let routes: Vec<Value> = routes
-        .iter()
-        .map(|(path, said)| {
-            json!({
-                "match": { "path": path },
-                "route": { "cluster": "a" },
-                "typed_per_filter_config": said,
-                "response_headers_to_add": [{ "header": { "key": "x-route", "value": "yes" } }],
-            })
-        })
-        .collect();
-    let table = json!({ "virtual_hosts": [{
-        "name": "v", "domains": ["*"], "routes": routes, "typed_per_filter_config": host,
-    }] });
-    let mut filters = filters;
-    filters.push(router());
-    Setup::routes(table, &["a"]).hcm("http_filters", json!(filters))
-}
-
-fn request(method: &str, path: &str, headers: &str) -> String {
-    format!("{method} {path} HTTP/1.1\r\nHost: h\r\n{headers}\r\n")
-}
-
-fn through(setup: &Setup, requests: &[String]) -> Result<()> {
-    let mut oracle = Oracle::start(setup)?;
-    oracle.set_patience(Duration::from_secs(3));
-    let compared = requests
-        .iter()
-        .map(|request| oracle.ask(request.as_bytes()))
-        .collect::<Result<Vec<_>>>()?;
-    all_same(&compared)
-}
+use common::filters::{envoy, filter, request, said, setup, through};
 
 #[test]
 fn faults_are_injected_as_by_envoy() -> Result<()> {
@@ -417,4 +339,191 @@ fn bodies_are_gathered_as_by_envoy() -> Result<()> {
         requests.push(request("GET", path, ""));
     }
     through(&setup(chain, json!({}), &routes), &requests)
+}
+
+#[test]
+fn what_rules_decide_is_told_as_by_envoy() -> Result<()> {
+    needs_root!(Ok(()));
+    if !envoy() {
+        return Ok(());
+    }
+    let any = json!([{ "any": true }]);
+    let who = json!([{ "header": { "name": "x-a", "present_match": true } }]);
+    let rules = |action: &str| json!({ "action": action, "policies": { "p": { "permissions": any, "principals": who } } });
+    let first = filter(
+        "rbac",
+        "rbac.v3.RBAC",
+        json!({ "rules": rules("LOG"), "shadow_rules": rules("DENY"), "shadow_rules_stat_prefix": "dry_" }),
+    );
+    let mut second = filter("rbac", "rbac.v3.RBAC", json!({}));
+    second["name"] = json!("second");
+    let rbac = "envoy.filters.http.rbac";
+    let conditions = [
+        (
+            rbac,
+            "dry_shadow_engine_result",
+            json!({ "string_match": { "exact": "allowed" } }),
+        ),
+        (
+            rbac,
+            "dry_shadow_engine_result",
+            json!({ "string_match": { "exact": "denied" } }),
+        ),
+        (
+            rbac,
+            "dry_shadow_effective_policy_id",
+            json!({ "string_match": { "exact": "p" } }),
+        ),
+        (
+            rbac,
+            "shadow_engine_result",
+            json!({ "present_match": true }),
+        ),
+        (
+            rbac,
+            "enforced_engine_result",
+            json!({ "string_match": { "exact": "allowed" } }),
+        ),
+        (
+            rbac,
+            "enforced_effective_policy_id",
+            json!({ "string_match": { "exact": "p" } }),
+        ),
+        (
+            "envoy.common",
+            "access_log_hint",
+            json!({ "bool_match": true }),
+        ),
+        (
+            "envoy.common",
+            "access_log_hint",
+            json!({ "bool_match": false }),
+        ),
+    ];
+    let routes: Vec<(String, Value)> = conditions
+        .into_iter()
+        .enumerate()
+        .map(|(i, (filter, key, value))| {
+            let matcher = json!({ "filter": filter, "path": [{ "key": key }], "value": value });
+            let rules = json!({ "action": "ALLOW", "policies": { "p": {
+                "permissions": any, "principals": [{ "metadata": matcher }] } } });
+            let mut said = said(
+                "rbac",
+                "rbac.v3.RBACPerRoute",
+                json!({ "rbac": { "rules": rules } }),
+            );
+            said = json!({ "second": said[rbac] });
+            (format!("/{i}"), said)
+        })
+        .collect();
+    let mut requests = Vec::new();
+    for (path, _) in &routes {
+        requests.push(request("GET", path, ""));
+        requests.push(request("GET", path, "x-a: 1\r\n"));
+    }
+    through(&setup(vec![first, second], json!({}), &routes), &requests)
+}
+
+#[test]
+fn responses_are_compressed_as_by_envoy() -> Result<()> {
+    needs_root!(Ok(()));
+    if !envoy() {
+        return Ok(());
+    }
+    let library = |name: &str, message: &str| {
+        json!({ "name": name, "typed_config": {
+            "@type": format!("type.googleapis.com/envoy.extensions.compression.{name}.compressor.v3.{message}") } })
+    };
+    let compressor = |name: &str, message: &str, more: Value| {
+        let mut config = json!({ "compressor_library": library(name, message) });
+        for (field, value) in more.as_object().into_iter().flatten() {
+            config[field] = value.clone();
+        }
+        let mut filter = filter("compressor", "compressor.v3.Compressor", config);
+        filter["name"] = json!(format!("compress-{name}"));
+        filter
+    };
+    let overrides = |config: Value| {
+        let said = said("compressor", "compressor.v3.CompressorPerRoute", config);
+        json!({ "compress-gzip": said["envoy.filters.http.compressor"] })
+    };
+    let routes: Vec<(String, Value)> = [
+        ("/plain", json!({})),
+        ("/off", overrides(json!({ "disabled": true }))),
+        ("/remove", overrides(json!({ "overrides": { "response_direction_config": { "remove_accept_encoding_header": true } } }))),
+    ]
+    .into_iter()
+    .map(|(path, said)| (path.to_owned(), said))
+    .collect();
+    let mut requests = Vec::new();
+    for accepts in [
+        "",
+        "gzip",
+        "br",
+        "zstd",
+        "gzip, br, zstd",
+        "br;q=0.5, gzip;q=0.4",
+        "gzip;q=0",
+        "*",
+        "*;q=0.1, gzip;q=0",
+        "identity",
+        "identity;q=0.5, gzip;q=0.6",
+        "deflate",
+        "GZIP",
+        "gzip;q=1.5, br;q=0.1",
+        "gzip ; q=0.3 , zstd",
+    ] {
+        let accepts = format!("accept-encoding: {accepts}\r\n");
+        requests.push(request("GET", "/plain", &accepts));
+        requests.push(request("GET", "/nowhere", &accepts));
+    }
+    for (path, _) in &routes {
+        for headers in [
+            "",
+            "x-echo-bytes: 20\r\n",
+            "x-echo-bytes: 30\r\n",
+            "x-echo-bytes: 100000\r\n",
+            "x-echo-header: content-type=image/png\r\n",
+            "x-echo-header: content-type=TEXT/html; charset=x\r\n",
+            "x-echo-header: etag=\"abc\"\r\n",
+            "x-echo-header: etag=W/\"abc\"\r\n",
+            "x-echo-header: cache-control=max-age=1, no-transform\r\n",
+            "x-echo-header: vary=Cookie\r\n",
+            "x-echo-header: vary=Accept-Encoding\r\n",
+            "x-echo-header: content-encoding=x\r\n",
+            "x-echo-status: 404\r\n",
+            "x-echo-status: 204\r\nx-echo-bytes: 0\r\n",
+            "x-echo: body\r\n",
+        ] {
+            let headers = format!("accept-encoding: gzip\r\n{headers}");
+            requests.push(request("GET", path, &headers));
+            // A response to HEAD tells nothing of chunks.
+            if !headers.contains("x-echo: body") {
+                requests.push(request("HEAD", path, &headers));
+            }
+        }
+        requests.push(request(
+            "POST",
+            path,
+            "accept-encoding: gzip\r\ncontent-type: application/grpc\r\n",
+        ));
+    }
+    let all = |more: Value| {
+        vec![
+            compressor("gzip", "Gzip", more),
+            compressor("brotli", "Brotli", json!({})),
+            compressor("zstd", "Zstd", json!({})),
+        ]
+    };
+    through(&setup(all(json!({})), json!({}), &routes), &requests)?;
+    let more = json!({ "response_direction_config": {
+        "common_config": { "min_content_length": 100, "content_type": ["image/png", "application/json"] },
+        "weaken_etag_on_compress": true, "remove_accept_encoding_header": true, "uncompressible_response_codes": [404] } });
+    through(&setup(all(more), json!({}), &routes), &requests)?;
+    let more = json!({ "response_direction_config": { "disable_on_etag_header": true,
+        "common_config": { "enabled": { "default_value": true, "runtime_key": "k" } } } });
+    through(
+        &setup(vec![compressor("gzip", "Gzip", more)], json!({}), &routes),
+        &requests,
+    )
 }

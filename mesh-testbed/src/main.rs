@@ -26,6 +26,8 @@ enum Command {
     EchoTcp(helper::echo_tcp::Args),
     /// An HTTP/1 server that answers with the bytes a request asks for.
     RawHttp(helper::raw_http::Args),
+    /// Answers what filters ask, as the request says.
+    FilterPeer(helper::peer::Args),
     /// Opens connections and says what became of them.
     Connect(helper::connect::Args),
     /// Makes connections and ends them at once, in all the ways connections end.
@@ -65,6 +67,7 @@ fn run(command: Command) -> Result<()> {
         Command::EchoHttp(args) => runtime()?.block_on(helper::echo_http::serve(args)),
         Command::EchoTcp(args) => runtime()?.block_on(helper::echo_tcp::serve(args)),
         Command::RawHttp(args) => runtime()?.block_on(helper::raw_http::serve(args)),
+        Command::FilterPeer(args) => runtime()?.block_on(helper::peer::serve(args)),
         Command::Connect(args) => helper::connect::run(&args),
         Command::Churn(args) => helper::churn::run(&args),
         Command::Talk => helper::talk::run(),

@@ -5,6 +5,7 @@
 //! upstream was asked.
 
 use std::fmt;
+use std::io::Read as _;
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
@@ -46,7 +47,8 @@ pub struct Setup {
     /// are not there.
     pub hcm: Value,
     /// Clusters: name and further fields. Each gets an endpoint that answers under its name,
-    /// unless the fields say something of endpoints; `raw-http` if it is called `raw`.
+    /// unless the fields say something of endpoints; `raw-http` if it is called `raw`, and
+    /// `filter-peer` if its name begins with `peer`.
     pub clusters: Vec<(String, Value)>,
 }
 
@@ -134,6 +136,7 @@ impl Oracle {
             .iter()
             .map(|(name, _)| match name.as_str() {
                 "raw" => Server::with_args(&server, &["raw-http"]),
+                name if name.starts_with("peer") => Server::with_args(&server, &["filter-peer"]),
                 name => Server::http(&server, name, "v1", 0),
             })
             .collect::<Result<Vec<_>>>()?;
@@ -343,7 +346,9 @@ impl Seen {
 
 impl SeenResponse {
     fn of(response: RawResponse) -> Self {
-        let body = match serde_json::from_slice::<Echo>(&response.body) {
+        // What is compressed is compared by what it holds; two libraries make different bytes.
+        let (plain, compressed) = plain(&response);
+        let body = match serde_json::from_slice::<Echo>(&plain) {
             Ok(echo) => SeenBody::Echo(Box::new(Asked {
                 line: format!("{} {} {}", echo.method, echo.path, echo.protocol),
                 name: echo.name,
@@ -351,9 +356,9 @@ impl SeenResponse {
                 headers: normal(echo.headers, false),
                 body_length: echo.body_length,
             })),
-            Err(_) => SeenBody::Text(String::from_utf8_lossy(&response.body).into_owned()),
+            Err(_) => SeenBody::Text(String::from_utf8_lossy(&plain).into_owned()),
         };
-        let echoed = matches!(body, SeenBody::Echo(_));
+        let echoed = compressed || matches!(body, SeenBody::Echo(_));
         Self {
             status: response.status,
             headers: normal(response.headers, echoed),
@@ -361,6 +366,25 @@ impl SeenResponse {
             trailers: response.trailers,
             whole: response.whole,
         }
+    }
+}
+
+/// A response's body, decoded, and whether it was compressed.
+fn plain(response: &RawResponse) -> (Vec<u8>, bool) {
+    let encoding = response.headers.iter();
+    let encoding = encoding.filter(|(name, _)| name == "content-encoding");
+    let mut encoding = encoding.map(|(_, value)| value.as_str());
+    let mut decoded = Vec::new();
+    let bytes = response.body.as_slice();
+    let read = match encoding.next() {
+        Some("gzip") => flate2::read::GzDecoder::new(bytes).read_to_end(&mut decoded),
+        Some("br") => brotli::Decompressor::new(bytes, 4096).read_to_end(&mut decoded),
+        Some("zstd") => zstd::stream::copy_decode(bytes, &mut decoded).map(|()| 0),
+        _ => return (response.body.clone(), false),
+    };
+    match read {
+        Ok(_) => (decoded, true),
+        Err(_) => (response.body.clone(), false),
     }
 }
 
@@ -434,6 +458,15 @@ impl fmt::Display for Compared {
             if !envoy.contains(line) {
                 writeln!(f, "  agent: {line}")?;
             }
+        }
+        if envoy.iter().all(|line| agent.contains(line))
+            && agent.iter().all(|line| envoy.contains(line))
+            && envoy.len() != agent.len()
+        {
+            writeln!(
+                f,
+                "  another number, envoy: {envoy:#?}\n  agent: {agent:#?}"
+            )?;
         }
         Ok(())
     }

@@ -483,6 +483,14 @@ impl State<'_> {
         for (name, value) in proxy.ssl.all() {
             family(&format!("envoy_listener_{name}"), "counter", one(value));
         }
+        for (name, counter) in [
+            ("envoy_http_rbac_allowed", &proxy.rbac_http_allowed),
+            ("envoy_http_rbac_denied", &proxy.rbac_http_denied),
+            ("envoy_http_rbac_shadow_allowed", &proxy.rbac_shadow_allowed),
+            ("envoy_http_rbac_shadow_denied", &proxy.rbac_shadow_denied),
+        ] {
+            family(name, "counter", one(load(counter)));
+        }
         family(
             "mesh_trust_withdrawn_total",
             "counter",

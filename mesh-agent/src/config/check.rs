@@ -7,6 +7,7 @@ use crate::store::ResourceSet;
 
 use super::error::Problem;
 use super::model::cluster::Discovery;
+use super::model::filter::HttpFilter;
 use super::model::listener::{Listener, RouteSource, Terminal, TrafficDirection};
 use super::model::route::RouteConfiguration;
 use super::model::{Name, canonical};
@@ -127,23 +128,39 @@ fn references(listener: &Listener, resources: &ResourceSet, problem: &mut dyn Fn
                     }
                 }
             }
-            Terminal::Http(hcm) => match &hcm.routes {
-                RouteSource::Inline(routes) if routes.validate_clusters == Some(false) => {}
-                RouteSource::Inline(routes) => {
-                    missing_clusters(routes, &path, resources)
-                        .into_iter()
-                        .for_each(&mut *problem);
+            Terminal::Http(hcm) => {
+                for cluster in hcm.http_filters.iter().flat_map(HttpFilter::clusters) {
+                    if !resources.clusters.contains_key(cluster) {
+                        problem(missing(&format!("{path}.filters"), cluster, resources));
+                    }
                 }
-                RouteSource::Rds(name) if !resources.routes.contains_key(name) => problem(
-                    Problem::new(
-                        format!("{path}.filters"),
-                        format!("route configuration {name} does not exist"),
-                    )
-                    .remedy("add it under static_resources.routes"),
-                ),
-                RouteSource::Rds(_) => {}
-            },
+                route_references(&path, &hcm.routes, resources, problem);
+            }
         }
+    }
+}
+
+fn route_references(
+    path: &str,
+    routes: &RouteSource,
+    resources: &ResourceSet,
+    problem: &mut dyn FnMut(Problem),
+) {
+    match routes {
+        RouteSource::Inline(routes) if routes.validate_clusters == Some(false) => {}
+        RouteSource::Inline(routes) => {
+            missing_clusters(routes, path, resources)
+                .into_iter()
+                .for_each(&mut *problem);
+        }
+        RouteSource::Rds(name) if !resources.routes.contains_key(name) => problem(
+            Problem::new(
+                format!("{path}.filters"),
+                format!("route configuration {name} does not exist"),
+            )
+            .remedy("add it under static_resources.routes"),
+        ),
+        RouteSource::Rds(_) => {}
     }
 }
 

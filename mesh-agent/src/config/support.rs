@@ -132,7 +132,7 @@ const UNDERSTOOD: &[Entry] = &[
          response_headers_to_add response_headers_to_remove require_tls \
          include_request_attempt_count include_attempt_count_in_response retry_policy \
          typed_per_filter_config include_is_timeout_retry_header per_request_buffer_limit_bytes \
-         request_body_buffer_limit request_mirror_policies",
+         request_body_buffer_limit request_mirror_policies rate_limits",
         "metadata virtual_clusters",
     ),
     (
@@ -154,7 +154,7 @@ const UNDERSTOOD: &[Entry] = &[
          regex_rewrite host_rewrite_literal auto_host_rewrite host_rewrite_header \
          append_x_forwarded_host timeout idle_timeout upgrade_configs priority retry_policy hash_policy \
          max_stream_duration max_grpc_timeout request_mirror_policies path_rewrite_policy \
-         host_rewrite_path_regex metadata_match",
+         host_rewrite_path_regex metadata_match rate_limits include_vh_rate_limits",
         "",
     ),
     (
@@ -184,8 +184,118 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.extensions.filters.http.rbac.v3.RBAC",
-        "rules shadow_rules",
-        "rules_stat_prefix shadow_rules_stat_prefix track_per_rule_stats",
+        "rules shadow_rules rules_stat_prefix shadow_rules_stat_prefix",
+        "track_per_rule_stats",
+    ),
+    (
+        "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+        "providers rules bypass_cors_preflight requirement_map strip_failure_response",
+        "stat_prefix",
+    ),
+    (
+        "envoy.extensions.filters.http.jwt_authn.v3.JwtProvider",
+        "issuer audiences subjects require_expiration max_lifetime remote_jwks local_jwks forward \
+         from_headers from_params from_cookies forward_payload_header pad_forward_payload_header \
+         payload_in_metadata normalize_payload_in_metadata header_in_metadata \
+         failed_status_in_metadata clock_skew_seconds claim_to_headers clear_route_cache",
+        // A cache of verified tokens changes no answer.
+        "jwt_cache_config",
+    ),
+    (
+        "envoy.extensions.filters.http.jwt_authn.v3.RemoteJwks",
+        "http_uri cache_duration async_fetch",
+        "",
+    ),
+    (
+        "envoy.extensions.filters.http.jwt_authn.v3.JwksAsyncFetch",
+        "failed_refetch_duration",
+        // Keys are fetched when the first request needs them.
+        "fast_listener",
+    ),
+    (
+        "envoy.config.core.v3.GrpcService",
+        "envoy_grpc timeout initial_metadata",
+        "",
+    ),
+    (
+        "envoy.config.core.v3.GrpcService.EnvoyGrpc",
+        "cluster_name authority",
+        "skip_envoy_headers",
+    ),
+    (
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
+        "grpc_service http_service transport_api_version failure_mode_allow \
+         failure_mode_allow_header_add with_request_body clear_route_cache status_on_error \
+         validate_mutations metadata_context_namespaces filter_enabled filter_enabled_metadata \
+         deny_at_disable allowed_headers disallowed_headers include_tls_session filter_metadata",
+        "stat_prefix charge_cluster_response_stats emit_filter_state_stats emit_client_span",
+    ),
+    (
+        "envoy.extensions.filters.http.ext_authz.v3.HttpService",
+        "server_uri path_prefix path_override authorization_request authorization_response",
+        "",
+    ),
+    (
+        "envoy.extensions.filters.http.ext_authz.v3.AuthorizationRequest",
+        "headers_to_add",
+        "",
+    ),
+    (
+        "envoy.extensions.filters.http.ext_authz.v3.CheckSettings",
+        "context_extensions disable_request_body_buffering with_request_body grpc_service \
+         http_service",
+        "emit_client_span",
+    ),
+    (
+        "envoy.extensions.common.ratelimit.v3.LocalRateLimitDescriptor",
+        "entries token_bucket",
+        "",
+    ),
+    (
+        "envoy.extensions.filters.http.ratelimit.v3.RateLimit",
+        "domain stage request_type timeout failure_mode_deny rate_limited_as_resource_exhausted \
+         rate_limit_service enable_x_ratelimit_headers disable_x_envoy_ratelimited_header \
+         rate_limited_status response_headers_to_add status_on_error filter_enabled \
+         filter_enforced failure_mode_deny_percent rate_limits",
+        "stat_prefix",
+    ),
+    (
+        "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute",
+        "vh_rate_limits rate_limits domain",
+        "",
+    ),
+    (
+        "envoy.config.route.v3.RateLimit",
+        "stage actions limit hits_addend",
+        // A flag of Envoy's runtime that is never set here.
+        "disable_key",
+    ),
+    (
+        "envoy.extensions.compression.gzip.compressor.v3.Gzip",
+        "compression_level",
+        // They trade memory and time for bytes.
+        "memory_level compression_strategy window_bits chunk_size",
+    ),
+    (
+        "envoy.extensions.compression.brotli.compressor.v3.Brotli",
+        "quality window_bits",
+        "encoder_mode input_block_bits chunk_size disable_literal_context_modeling",
+    ),
+    (
+        "envoy.extensions.compression.zstd.compressor.v3.Zstd",
+        "compression_level",
+        "enable_checksum strategy chunk_size",
+    ),
+    (
+        "envoy.extensions.filters.http.compressor.v3.Compressor.ResponseDirectionConfig",
+        "common_config disable_on_etag_header weaken_etag_on_compress \
+         remove_accept_encoding_header uncompressible_response_codes",
+        "",
+    ),
+    (
+        "envoy.extensions.filters.http.stateful_session.v3.StatefulSession",
+        "session_state strict status_on_strict_destination_not_found",
+        "stat_prefix",
     ),
     (
         "envoy.config.rbac.v3.RBAC",
@@ -197,8 +307,9 @@ const UNDERSTOOD: &[Entry] = &[
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
         "status token_bucket filter_enabled filter_enforced response_headers_to_add \
          request_headers_to_add_when_not_enforced enable_x_ratelimit_headers \
-         rate_limited_as_resource_exhausted",
-        "stat_prefix stage vh_rate_limits always_consume_default_token_bucket",
+         rate_limited_as_resource_exhausted stage vh_rate_limits descriptors rate_limits \
+         always_consume_default_token_bucket",
+        "stat_prefix",
     ),
     (
         "envoy.config.route.v3.RetryPolicy",

@@ -11,6 +11,7 @@ use http::HeaderMap;
 use crate::balance::edf::Edf;
 use crate::balance::subset::Metadata;
 use crate::config::model::cluster::{Discovery, LbPolicy, OriginalDst};
+use crate::config::model::endpoint::Health;
 use crate::config::model::tls::UpstreamTransport;
 use crate::snapshot::ClusterView;
 use crate::snapshot::balancer::Pool;
@@ -116,6 +117,13 @@ impl<'a> Asked<'a> {
         self.tried = tried;
         self
     }
+}
+
+/// The endpoint at an address, if it may be used (Envoy: `HostUtility::selectOverrideHost`).
+pub(super) fn at(cluster: &ClusterView, address: SocketAddr) -> Option<Target> {
+    let mut hosts = cluster.hosts();
+    let host = hosts.find(|host| host.address == address)?;
+    (host.health_now() != Health::Unhealthy).then(|| Target::Host(host.clone()))
 }
 
 /// Picks an endpoint; `None`: there is none to use.

@@ -23,6 +23,14 @@ pub struct ProxyStats {
     pub no_filter_chain_match: AtomicU64,
     /// Connections that access rules denied.
     pub rbac_denied: AtomicU64,
+    /// Requests that access rules allowed.
+    pub rbac_http_allowed: AtomicU64,
+    /// Requests that access rules denied.
+    pub rbac_http_denied: AtomicU64,
+    /// Requests that shadow rules would have allowed.
+    pub rbac_shadow_allowed: AtomicU64,
+    /// Requests that shadow rules would have denied.
+    pub rbac_shadow_denied: AtomicU64,
     /// Requests.
     pub downstream_rq_total: AtomicU64,
     /// Requests in flight.

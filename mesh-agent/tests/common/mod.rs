@@ -5,6 +5,7 @@
 
 pub(crate) mod capture;
 pub(crate) mod certs;
+pub(crate) mod filters;
 pub(crate) mod hbone;
 pub(crate) mod raw_grpc;
 pub(crate) mod resources;

@@ -20,6 +20,7 @@ mod mirror;
 mod network_rbac;
 mod outlier;
 mod path_template;
+mod rate_limit;
 mod retry;
 mod route;
 mod secret;

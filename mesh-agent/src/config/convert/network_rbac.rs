@@ -18,6 +18,8 @@ pub(super) fn convert(message: &pb::Rbac, path: &str, problems: &mut Problems) -
             Some(message) => Some(rules(message, &format!("{path}.shadow_rules"), problems)?),
             None => None,
         },
+        rules_prefix: message.stat_prefix.clone(),
+        shadow_prefix: message.shadow_rules_stat_prefix.clone(),
     };
     for (name, policy) in rbac.rules.iter().flat_map(|rules| &rules.policies) {
         // As Envoy: a connection has no headers, and a rule that never holds is a mistake.

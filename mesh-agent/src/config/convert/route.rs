@@ -31,8 +31,8 @@ use crate::config::model::route::{
 
 use super::headers::mutations;
 use super::{
-    Converted, Problems, duration, filter, hash, matcher, mirror, path_template, retry, subset,
-    timeout,
+    Converted, Problems, duration, filter, hash, matcher, mirror, path_template, rate_limit, retry,
+    subset, timeout,
 };
 
 /// How much of a body Envoy keeps by default: a connection's buffer limit.
@@ -224,6 +224,7 @@ fn virtual_host(
         include_request_attempt_count: message.include_request_attempt_count,
         include_attempt_count_in_response: message.include_attempt_count_in_response,
         include_is_timeout_retry_header: message.include_is_timeout_retry_header,
+        rate_limits: rate_limit::convert(&message.rate_limits, path, problems),
         overrides: filter::overrides(&message.typed_per_filter_config, path, problems),
     }
 }
@@ -329,7 +330,7 @@ fn route(
     })
 }
 
-fn route_match(
+pub(super) fn route_match(
     message: &pb::RouteMatch,
     path: &str,
     problems: &mut Problems,
@@ -530,6 +531,11 @@ fn forward(
             .max_stream_duration
             .as_ref()
             .map(|message| stream_duration(message, path, problems)),
+        rate_limits: rate_limit::convert(&message.rate_limits, path, problems),
+        include_host_rate_limits: message
+            .include_vh_rate_limits
+            .as_ref()
+            .is_some_and(|value| value.value),
         priority: match PbPriority::try_from(message.priority) {
             Ok(PbPriority::High) => RoutingPriority::High,
             _ => RoutingPriority::Default,

@@ -131,6 +131,7 @@ mod tests {
             include_request_attempt_count: false,
             include_attempt_count_in_response: false,
             include_is_timeout_retry_header: false,
+            rate_limits: Vec::new(),
             overrides: Default::default(),
         })
     }

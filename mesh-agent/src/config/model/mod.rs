@@ -19,6 +19,7 @@ pub mod matcher;
 pub mod mirror;
 pub mod outlier;
 pub mod path_template;
+pub mod rate_limit;
 pub mod response_flag;
 pub mod retry;
 pub mod route;

@@ -16,6 +16,7 @@ use super::headers::HeaderMutations;
 use super::matcher::{HeaderMatcher, QueryMatcher, SafeRegex};
 use super::mirror::Mirror;
 use super::path_template::{PathTemplate, TemplateRewrite};
+use super::rate_limit::RateLimit;
 use super::retry::RetryPolicy;
 use super::{Fraction, Name};
 
@@ -108,6 +109,8 @@ pub struct VirtualHost {
     pub include_attempt_count_in_response: bool,
     /// What it says of HTTP filters.
     pub overrides: Overrides,
+    /// What requests are counted by.
+    pub rate_limits: Vec<RateLimit>,
     /// `x-envoy-is-timeout-retry` to the upstream.
     pub include_is_timeout_retry_header: bool,
 }
@@ -221,6 +224,10 @@ pub struct Forward {
     pub buffer_limit: usize,
     /// Overrides the connection manager's `max_stream_duration`.
     pub stream_duration: Option<StreamDuration>,
+    /// What requests are counted by.
+    pub rate_limits: Vec<RateLimit>,
+    /// The virtual host's count, too.
+    pub include_host_rate_limits: bool,
     /// Whose circuit breakers count.
     pub priority: RoutingPriority,
     /// Clusters that get a copy of each request, and whose answers nobody sees.

@@ -29,6 +29,8 @@ fn rules(action: Action, policies: Vec<(Vec<Rule>, Vec<Rule>)>) -> Rbac {
     Rbac {
         rules: Some(Rules { action, policies }),
         shadow: None,
+        rules_prefix: String::new(),
+        shadow_prefix: String::new(),
     }
 }
 

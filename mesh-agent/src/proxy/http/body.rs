@@ -11,6 +11,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::compressed::Compressed;
 use super::grpc_messages::Messages;
 use super::h1::client::UpstreamBody;
 use super::h1::server::Wire;
@@ -42,6 +43,8 @@ enum Source {
     Copied(Box<RequestBody>, Copies),
     /// Such a copy.
     Copy(CopiedBody),
+    /// The beginning was read already.
+    Begun(VecDeque<Bytes>, Box<Source>),
 }
 
 /// How far a request's body has come; shared with whoever waits for its end.
@@ -212,9 +215,20 @@ impl RequestBody {
         Self::new(Source::Copy(copy), ended)
     }
 
-    #[cfg(test)]
-    pub(super) fn of_pieces(pieces: impl Iterator<Item = Bytes>) -> Self {
-        let pieces: VecDeque<Bytes> = pieces.collect();
+    /// Whether all of it is in memory.
+    pub(super) fn is_whole(&self) -> bool {
+        matches!(self.source, Source::Pieces(_))
+    }
+
+    /// Puts back what was read of it; the rest follows.
+    pub(super) fn put_back(&mut self, pieces: Vec<Bytes>) {
+        let rest = std::mem::replace(&mut self.source, Source::Pieces(VecDeque::new()));
+        self.source = Source::Begun(pieces.into(), Box::new(rest));
+    }
+
+    /// A body of our own.
+    pub(super) fn of_pieces(pieces: impl IntoIterator<Item = Bytes>) -> Self {
+        let pieces: VecDeque<Bytes> = pieces.into_iter().collect();
         let ended = pieces.is_empty();
         Self::new(Source::Pieces(pieces), ended)
     }
@@ -246,27 +260,26 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let frame = match &mut self.source {
-            Source::Http1(wire) => {
-                let data = ready!(wire.poll_body(cx));
-                data.map(|data| data.map(Frame::data))
-            }
-            Source::Http2(body) => {
-                let frame = ready!(Pin::new(body).poll_frame(cx));
-                frame.map(|frame| frame.map_err(io::Error::other))
-            }
-            // The body it reads keeps the progress.
+        // The bodies they read keep the progress.
+        match &mut self.source {
             Source::Replay(replay) => return replay.poll_frame(cx),
-            Source::Pieces(pieces) => pieces.pop_front().map(|piece| Ok(Frame::data(piece))),
             Source::Copied(body, copies) => {
                 let frame = ready!(Pin::new(&mut **body).poll_frame(cx));
                 copies.put(frame.as_ref(), body.is_end_stream());
                 return Poll::Ready(frame);
             }
-            Source::Copy(copy) => ready!(copy.poll_frame(cx)),
+            _ => {}
+        }
+        // What was put back has been counted.
+        let read_before = match &self.source {
+            Source::Pieces(_) => true,
+            Source::Begun(pieces, _) => !pieces.is_empty(),
+            _ => false,
         };
+        let frame = ready!(self.source.poll_frame(cx));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
+            && !read_before
         {
             self.progress.took(data);
         }
@@ -280,26 +293,67 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Http1(wire) => wire.body_ended(),
-            Source::Http2(body) => body.is_end_stream(),
-            Source::Replay(replay) => replay.is_end_stream(),
-            Source::Pieces(pieces) => pieces.is_empty(),
-            Source::Copied(body, _) => body.is_end_stream(),
-            Source::Copy(copy) => copy.is_end_stream(),
+        self.source.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.source.size_hint()
+    }
+}
+
+impl Source {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        Poll::Ready(match self {
+            Self::Http1(wire) => {
+                let data = ready!(wire.poll_body(cx));
+                data.map(|data| data.map(Frame::data))
+            }
+            Self::Http2(body) => {
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                frame.map(|frame| frame.map_err(io::Error::other))
+            }
+            Self::Replay(replay) => return replay.poll_frame(cx),
+            Self::Pieces(pieces) => pieces.pop_front().map(|piece| Ok(Frame::data(piece))),
+            Self::Copied(body, copies) => {
+                let frame = ready!(Pin::new(&mut **body).poll_frame(cx));
+                copies.put(frame.as_ref(), body.is_end_stream());
+                frame
+            }
+            Self::Copy(copy) => ready!(copy.poll_frame(cx)),
+            Self::Begun(pieces, rest) => match pieces.pop_front() {
+                Some(piece) => Some(Ok(Frame::data(piece))),
+                None => return rest.poll_frame(cx),
+            },
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(wire) => wire.body_ended(),
+            Self::Http2(body) => body.is_end_stream(),
+            Self::Replay(replay) => replay.is_end_stream(),
+            Self::Pieces(pieces) => pieces.is_empty(),
+            Self::Copied(body, _) => body.is_end_stream(),
+            Self::Copy(copy) => copy.is_end_stream(),
+            Self::Begun(pieces, rest) => pieces.is_empty() && rest.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Http1(wire) => wire.body_size(),
-            Source::Http2(body) => body.size_hint(),
-            Source::Replay(replay) => replay.size_hint(),
-            Source::Copied(body, _) => body.size_hint(),
-            Source::Copy(_) => SizeHint::default(),
-            Source::Pieces(pieces) => {
-                SizeHint::with_exact(pieces.iter().map(|piece| piece.len() as u64).sum())
-            }
+        let length = |pieces: &VecDeque<Bytes>| -> u64 {
+            pieces.iter().map(|piece| piece.len() as u64).sum()
+        };
+        match self {
+            Self::Http1(wire) => wire.body_size(),
+            Self::Http2(body) => body.size_hint(),
+            Self::Replay(replay) => replay.size_hint(),
+            Self::Copied(body, _) => body.size_hint(),
+            Self::Copy(_) => SizeHint::default(),
+            Self::Pieces(pieces) => SizeHint::with_exact(length(pieces)),
+            Self::Begun(pieces, rest) => match rest.size_hint().exact() {
+                Some(rest) => SizeHint::with_exact(length(pieces) + rest),
+                None => SizeHint::default(),
+            },
         }
     }
 }
@@ -311,6 +365,8 @@ pub(super) enum ProxyBody {
     Own(Option<Bytes>),
     /// Streamed from an upstream.
     Upstream(Box<Streamed>),
+    /// On its way through an encoder.
+    Compressed(Box<Compressed>),
 }
 
 /// A body that an upstream sends.
@@ -340,6 +396,26 @@ pub(super) enum UpstreamStream {
     },
     /// From the server's side of the same pass.
     Here(Box<Told>),
+}
+
+impl UpstreamStream {
+    /// The next piece, or the trailers.
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match self {
+            Self::Http1(body) => body
+                .poll_data(cx)
+                .map(|data| data.map(|data| data.map(Frame::data))),
+            Self::Http2 { body, .. } => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(io::Error::other))),
+            Self::Here(body) => Pin::new(&mut **body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(io::Error::other))),
+        }
+    }
 }
 
 /// Why a response was cut off.
@@ -376,20 +452,10 @@ impl Body for ProxyBody {
             Self::Own(bytes) => {
                 return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))));
             }
+            Self::Compressed(compressed) => return compressed.poll_frame(cx),
             Self::Upstream(streamed) => streamed,
         };
-        let frame = match &mut streamed.body {
-            UpstreamStream::Http1(body) => body
-                .poll_data(cx)
-                .map(|data| data.map(|data| data.map(Frame::data))),
-            UpstreamStream::Http2 { body, .. } => Pin::new(body)
-                .poll_frame(cx)
-                .map(|frame| frame.map(|frame| frame.map_err(io::Error::other))),
-            UpstreamStream::Here(body) => Pin::new(&mut **body)
-                .poll_frame(cx)
-                .map(|frame| frame.map(|frame| frame.map_err(io::Error::other))),
-        };
-        match frame {
+        match streamed.body.poll_frame(cx) {
             Poll::Ready(frame) => {
                 streamed.limits.touch();
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Upstream)))
@@ -407,6 +473,7 @@ impl Body for ProxyBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(bytes) => bytes.is_none(),
+            Self::Compressed(compressed) => compressed.is_end_stream(),
             Self::Upstream(streamed) => match &streamed.body {
                 UpstreamStream::Http1(body) => body.ended(),
                 UpstreamStream::Http2 { body, .. } => body.is_end_stream(),
@@ -418,6 +485,7 @@ impl Body for ProxyBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Self::Compressed(_) => SizeHint::default(),
             Self::Upstream(streamed) => match &streamed.body {
                 UpstreamStream::Http1(body) => body.size_hint(),
                 UpstreamStream::Http2 { body, .. } => body.size_hint(),

@@ -1,5 +1,6 @@
 //! One request: route it, carry out the route's action, finish the response.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -141,7 +142,7 @@ pub(super) struct Exchange<'a> {
 async fn respond(
     connection: &Rc<Connection>,
     view: &Arc<View>,
-    hcm: &HttpConnectionManager,
+    hcm: &Arc<HttpConnectionManager>,
     mut request: Request,
     body: RequestBody,
     record: &Record,
@@ -201,7 +202,7 @@ async fn respond(
 struct Place<'a> {
     connection: &'a Rc<Connection>,
     view: &'a Arc<View>,
-    hcm: &'a HttpConnectionManager,
+    hcm: &'a Arc<HttpConnectionManager>,
     record: &'a Record,
     remote: IpAddr,
 }
@@ -222,15 +223,16 @@ async fn routed(place: Place<'_>, mut request: Request, mut body: RequestBody) -
     let random = fastrand::u64(..);
     // `*` names the server itself, which no route stands for.
     let routes = routes.filter(|_| request.path.path() != "*");
-    let matched = routes.and_then(|routes| {
+    let mut matched = routes.and_then(|routes| {
         let request = &request;
         let view = router::View { request, random };
-        Some((routes, router::route(routes, &view)?))
+        let (host, route) = router::route(routes, &view)?;
+        Some((&**host, &**route))
     });
-    if let Some((_, (_, route))) = matched {
+    if let Some((_, route)) = matched {
         record.routed(&route.name);
     }
-    let forward = matched.and_then(|(_, (_, route))| match &route.action {
+    let forward = matched.and_then(|(_, route)| match &route.action {
         RouteAction::Forward(forward) => Some(&**forward),
         _ => None,
     });
@@ -246,14 +248,17 @@ async fn routed(place: Place<'_>, mut request: Request, mut body: RequestBody) -
     if !hcm.http_filters.is_empty() {
         let call = Call {
             connection,
+            view,
             hcm,
             routes: routes.map(|routes| &**routes),
-            matched: matched.map(|(_, (host, route))| (&**host, &**route)),
+            matched: Cell::new(matched),
+            random,
             remote,
             record,
         };
         let filtering = Box::pin(call.run(&mut request, &mut body, &mut steps));
         let ran = limits.hold(filtering).await;
+        matched = call.matched.get();
         record.keep(&request);
         match ran {
             Ok(Ok(())) => {}
@@ -262,7 +267,7 @@ async fn routed(place: Place<'_>, mut request: Request, mut body: RequestBody) -
             Err(cut) => answered = Some(limits.reply(cut)),
         }
     }
-    let Some((routes, (host, route))) = matched else {
+    let (Some(routes), Some((host, route))) = (routes, matched) else {
         let reply = answered.unwrap_or_else(|| {
             count(&stats.no_route);
             local(StatusCode::NOT_FOUND, "")

@@ -19,7 +19,7 @@ use super::body::{ProxyBody, RequestBody, Streamed, UpstreamStream};
 use super::exchange::{Exchange, announces_empty_body};
 use super::hash::{self, Hashed};
 use super::limits::StreamLimits;
-use super::message::{Reply, Request, Why, text};
+use super::message::{Pinned, Reply, Request, Why, text};
 use super::reply::{local, with_body};
 use super::retry::Retry;
 use super::timeouts::{Deadlines, Timeouts};
@@ -65,7 +65,22 @@ impl Exchange<'_> {
         let wanted = lb::Asked::request(caught.destination, &request.headers)
             .hashed(hashed.hash)
             .within(subset.as_deref());
-        let Some(target) = lb::pick(cluster, &wanted) else {
+        let pinned = request.pinned.as_ref();
+        let own = pinned.and_then(|pinned| lb::at(cluster, pinned.address?));
+        if own.is_none()
+            && let Some(Pinned {
+                address: Some(_),
+                strict: Some(status),
+                ..
+            }) = pinned
+        {
+            let reply = local(*status, "no healthy upstream")
+                .because("no_healthy_upstream")
+                .flagged(ResponseFlag::NoHealthyUpstream);
+            return finish(reply, None);
+        }
+        let used = pinned.map(|pinned| pinned.used.clone());
+        let Some(target) = own.or_else(|| lb::pick(cluster, &wanted)) else {
             count(&cluster.state.stats.upstream_cx_none_healthy);
             self.record.asks();
             return finish(none_healthy(), None);
@@ -108,6 +123,9 @@ impl Exchange<'_> {
             Ok(reply) => reply,
             Err(cut) => return finish(self.limits.reply(cut), Some(first)),
         };
+        if let (Some(used), Some(from)) = (used, &from) {
+            used.set(Some(from.address()));
+        }
         if matches!(reply.body, ProxyBody::Upstream(_)) {
             for cookie in hashed.cookies {
                 reply.headers.append(header::SET_COOKIE, cookie);

@@ -207,5 +207,6 @@ fn request_of(parts: request::Parts) -> Result<Request, Refusal> {
         version: Version::HTTP_2,
         headers,
         metadata: Metadata::default(),
+        pinned: None,
     })
 }

@@ -115,6 +115,7 @@ impl Sender<'_> {
             },
             headers,
             metadata: Metadata::default(),
+            pinned: None,
         };
         count(&connection.context.shared.stats.short_circuits);
         let (reply, ending) = Box::pin(exchange::handle(connection, request, body)).await;

@@ -1,7 +1,10 @@
 //! A request on its way through, whichever protocol it came by.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,6 +27,19 @@ pub(super) struct Request {
     pub(super) headers: HeaderMap,
     /// What filters found out, by filter.
     pub(super) metadata: Metadata,
+    /// The endpoint it belongs to.
+    pub(super) pinned: Option<Pinned>,
+}
+
+/// An endpoint that a request belongs to.
+#[derive(Debug, Clone)]
+pub(super) struct Pinned {
+    /// Where it is; `None`: any will do.
+    pub(super) address: Option<SocketAddr>,
+    /// The answer if it is not there; `None`: another will do.
+    pub(super) strict: Option<StatusCode>,
+    /// Where the request went.
+    pub(super) used: Rc<Cell<Option<SocketAddr>>>,
 }
 
 /// Dynamic metadata; empty for nearly every request.

@@ -426,7 +426,7 @@ impl Facts {
     fn cut_off(&mut self, error: &BodyError, body: &ProxyBody) {
         let http1 = match body {
             ProxyBody::Upstream(streamed) => !matches!(streamed.body, UpstreamStream::Http2 { .. }),
-            ProxyBody::Own(_) => false,
+            ProxyBody::Own(_) | ProxyBody::Compressed(_) => false,
         };
         let (flag, details) = match error {
             // A message that HTTP/1 promised is not whole: a breach of it.

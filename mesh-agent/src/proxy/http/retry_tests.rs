@@ -27,6 +27,7 @@ fn request(headers: &[(&'static str, &'static str)]) -> Request {
             })
             .collect(),
         metadata: Default::default(),
+        pinned: None,
     }
 }
 

@@ -30,7 +30,8 @@ pub(super) fn route<'a>(routes: &'a RouteConfiguration, request: &View<'_>) -> O
     Some((host, route))
 }
 
-fn matches(matcher: &RouteMatch, request: &View<'_>) -> bool {
+/// Whether everything holds.
+pub(super) fn matches(matcher: &RouteMatch, request: &View<'_>) -> bool {
     path_matches(matcher, request)
         && matcher
             .headers
@@ -104,7 +105,8 @@ pub(super) fn response_header_matches(
     }
 }
 
-fn query_matches(matchers: &[QueryMatcher], request: &View<'_>) -> bool {
+/// Whether all hold.
+pub(super) fn query_matches(matchers: &[QueryMatcher], request: &View<'_>) -> bool {
     let query = request.request.path.query().unwrap_or_default();
     matchers.iter().all(|matcher| {
         let value = query.split('&').find_map(|pair| {

@@ -294,7 +294,7 @@ fn a_filter_is_what_its_type_says_whatever_its_name() {
         );
         let bad = errors(&text);
         assert_eq!(bad.len(), 1, "{bad:?}");
-        assert!(bad[0].contains("http_filters[0]: HTTP filter"), "{bad:?}");
+        assert!(bad[0].contains("a service is missing"), "{bad:?}");
     }
 }
 

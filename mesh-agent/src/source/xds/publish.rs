@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::config::model::Name;
 use crate::config::model::cluster::{Cluster, Discovery};
 use crate::config::model::endpoint::LoadAssignment;
+use crate::config::model::filter::HttpFilter;
 use crate::config::model::listener::{Listener, RouteSource, Terminal};
 use crate::config::model::route::RouteConfiguration;
 use crate::config::model::secret::Secret;
@@ -353,6 +354,8 @@ fn keep_referenced(before: &ResourceSet, holds: &mut Holds, now: Instant, next: 
                         proxy.clusters.iter().for_each(|c| keep(&c.cluster));
                     }
                     Terminal::Http(hcm) => {
+                        let filters = hcm.http_filters.iter();
+                        filters.flat_map(HttpFilter::clusters).for_each(&mut keep);
                         if let RouteSource::Inline(routes) = &hcm.routes {
                             routes.clusters().for_each(|(_, name)| keep(name));
                         }

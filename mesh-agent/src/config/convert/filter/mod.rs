@@ -1,9 +1,15 @@
 //! HTTP filters and what routes say of them.
 
+mod compressor;
 mod cors;
+mod ext_authz;
 mod fault;
+mod jwt;
 mod local_rate_limit;
+mod rate_limit;
 pub(super) mod rbac;
+mod service;
+mod stateful_session;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -42,6 +48,17 @@ const CORS_POLICY: &str = "envoy.extensions.filters.http.cors.v3.CorsPolicy";
 const RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
 const RBAC_PER_ROUTE: &str = "envoy.extensions.filters.http.rbac.v3.RBACPerRoute";
 const LOCAL_RATE_LIMIT: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+const JWT: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
+const JWT_PER_ROUTE: &str = "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig";
+const EXT_AUTHZ: &str = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
+const EXT_AUTHZ_PER_ROUTE: &str = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute";
+const RATE_LIMIT: &str = "envoy.extensions.filters.http.ratelimit.v3.RateLimit";
+const RATE_LIMIT_PER_ROUTE: &str = "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute";
+const COMPRESSOR: &str = "envoy.extensions.filters.http.compressor.v3.Compressor";
+const COMPRESSOR_PER_ROUTE: &str = "envoy.extensions.filters.http.compressor.v3.CompressorPerRoute";
+const STATEFUL_SESSION: &str = "envoy.extensions.filters.http.stateful_session.v3.StatefulSession";
+const STATEFUL_SESSION_PER_ROUTE: &str =
+    "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute";
 const BUFFER: &str = "envoy.extensions.filters.http.buffer.v3.Buffer";
 const BUFFER_PER_ROUTE: &str = "envoy.extensions.filters.http.buffer.v3.BufferPerRoute";
 const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
@@ -96,7 +113,19 @@ pub(super) fn chain(
 
 /// Whether a problem of such a filter is told by its own conversion.
 fn is_known(kind: &str) -> bool {
-    matches!(kind, FAULT | CORS | RBAC | LOCAL_RATE_LIMIT | BUFFER)
+    matches!(
+        kind,
+        FAULT
+            | CORS
+            | RBAC
+            | LOCAL_RATE_LIMIT
+            | BUFFER
+            | JWT
+            | EXT_AUTHZ
+            | RATE_LIMIT
+            | COMPRESSOR
+            | STATEFUL_SESSION
+    )
 }
 
 /// Whether a filter type says who may do what, as far as its name tells: such a one is never left
@@ -106,8 +135,24 @@ fn decides_about_access(kind: &str) -> bool {
     parts.iter().any(|part| kind.contains(part))
 }
 
+/// Why a filter will not be supported either.
+fn never(kind: &str) -> Option<&'static str> {
+    Some(match kind.rsplit(".http.").next()?.split('.').next()? {
+        "lua" => "scripts do not run in the agent",
+        "wasm" => "modules do not run in the agent",
+        "grpc_json_transcoder" => "JSON is not translated to gRPC",
+        _ => return None,
+    })
+}
+
 fn unsupported(filter: &pb::HttpFilter, kind: &str, path: &str, problems: &mut Problems) {
-    if !filter.is_optional {
+    if let Some(reason) = never(kind).filter(|_| !filter.is_optional) {
+        problems.hint(
+            path,
+            format!("HTTP filter {} ({kind}): {reason}", filter.name),
+            "remove it, or mark it is_optional if requests may pass without it",
+        );
+    } else if !filter.is_optional {
         problems.hint(
             path,
             format!("HTTP filter {} ({kind}) is not supported yet", filter.name),
@@ -138,6 +183,31 @@ fn filter(any: &Any, path: &str, problems: &mut Problems) -> Option<HttpFilterKi
             problems,
         )?)),
         LOCAL_RATE_LIMIT => HttpFilterKind::LocalRateLimit(Arc::new(local_rate_limit::convert(
+            &decode(any, path, problems)?,
+            path,
+            problems,
+        )?)),
+        JWT => HttpFilterKind::Jwt(Arc::new(jwt::convert(
+            &decode(any, path, problems)?,
+            path,
+            problems,
+        )?)),
+        EXT_AUTHZ => HttpFilterKind::ExtAuthz(Arc::new(ext_authz::convert(
+            &decode(any, path, problems)?,
+            path,
+            problems,
+        )?)),
+        RATE_LIMIT => HttpFilterKind::RateLimit(Arc::new(rate_limit::convert(
+            &decode(any, path, problems)?,
+            path,
+            problems,
+        )?)),
+        COMPRESSOR => HttpFilterKind::Compressor(Arc::new(compressor::convert(
+            &decode(any, path, problems)?,
+            path,
+            problems,
+        )?)),
+        STATEFUL_SESSION => HttpFilterKind::StatefulSession(Arc::new(stateful_session::convert(
             &decode(any, path, problems)?,
             path,
             problems,
@@ -207,6 +277,17 @@ fn override_of(
             path,
             problems,
         )?)),
+        JWT_PER_ROUTE => jwt::per_route(&decode(any, path, problems)?, path, problems)?,
+        EXT_AUTHZ_PER_ROUTE => ext_authz::per_route(&decode(any, path, problems)?, path, problems)?,
+        RATE_LIMIT_PER_ROUTE => {
+            rate_limit::per_route(&decode(any, path, problems)?, path, problems)
+        }
+        COMPRESSOR_PER_ROUTE => {
+            compressor::per_route(&decode(any, path, problems)?, path, problems)?
+        }
+        STATEFUL_SESSION_PER_ROUTE => {
+            stateful_session::per_route(&decode(any, path, problems)?, path, problems)?
+        }
         BUFFER_PER_ROUTE => {
             let config: buffer::BufferPerRoute = decode(any, path, problems)?;
             match &config.r#override {
@@ -261,3 +342,6 @@ pub(super) fn runtime_fraction(
         None => Fraction::ALWAYS,
     }
 }
+
+#[cfg(test)]
+mod tests;

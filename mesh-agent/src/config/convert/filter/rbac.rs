@@ -27,6 +27,8 @@ pub(super) fn convert(message: &filter::Rbac, path: &str, problems: &mut Problem
             Some(message) => Some(rules(message, &format!("{path}.shadow_rules"), problems)?),
             None => None,
         },
+        rules_prefix: message.rules_stat_prefix.clone(),
+        shadow_prefix: message.shadow_rules_stat_prefix.clone(),
     })
 }
 

@@ -1,5 +1,6 @@
 //! A rate limit that this node keeps by itself.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use http::StatusCode;
 
 use crate::config::model::Fraction;
 use crate::config::model::headers::HeaderMutations;
+use crate::config::model::rate_limit::{HostLimits, RateLimit};
 
 /// Envoy's `LocalRateLimit`.
 #[derive(Debug)]
@@ -14,7 +16,17 @@ pub struct LocalRateLimit {
     /// The answer to what is too much (default 429).
     pub status: StatusCode,
     /// `None`: without limit.
-    pub bucket: Option<TokenBucket>,
+    pub bucket: Option<Arc<TokenBucket>>,
+    /// Buckets of requests with certain descriptors, the slowest first.
+    pub descriptors: Vec<LocalDescriptor>,
+    /// Makes descriptors instead of the limits of routes and virtual hosts.
+    pub limits: Vec<RateLimit>,
+    /// Limits of this stage count.
+    pub stage: u32,
+    /// Limits of the virtual host.
+    pub host_limits: HostLimits,
+    /// A request with a bucket of its own takes from the common one, too.
+    pub always_common: bool,
     /// For which share of requests tokens are taken.
     pub enabled: Fraction,
     /// For which share of those an empty bucket refuses.
@@ -27,6 +39,15 @@ pub struct LocalRateLimit {
     pub x_ratelimit_headers: bool,
     /// gRPC clients are told RESOURCE_EXHAUSTED instead of UNAVAILABLE.
     pub as_resource_exhausted: bool,
+}
+
+/// A bucket of requests with a descriptor.
+#[derive(Debug)]
+pub struct LocalDescriptor {
+    /// Key and value; all of a request's descriptor.
+    pub entries: Vec<(String, String)>,
+    /// Its bucket.
+    pub bucket: Arc<TokenBucket>,
 }
 
 /// Tokens, of which each request takes one. All workers share it, without a lock.
@@ -55,13 +76,28 @@ impl TokenBucket {
         }
     }
 
+    /// Nanoseconds that bring a token.
+    pub fn per_token_ns(&self) -> i64 {
+        self.per_token_ns
+    }
+
     /// Takes a token if there is one.
     pub fn take(&self) -> bool {
+        self.take_many(1)
+    }
+
+    /// Takes tokens if there are so many.
+    pub fn take_many(&self, tokens: u64) -> bool {
+        let taken_ns = i64::try_from(tokens)
+            .unwrap_or(i64::MAX)
+            .saturating_mul(self.per_token_ns);
         let now = self.now_ns();
         let full = self.full_ns();
         self.empty_at_ns
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |empty_at| {
-                let taken = empty_at.max(now.saturating_sub(full)) + self.per_token_ns;
+                let taken = empty_at
+                    .max(now.saturating_sub(full))
+                    .saturating_add(taken_ns);
                 (taken <= now).then_some(taken)
             })
             .is_ok()

@@ -1,16 +1,25 @@
 //! HTTP filters: what requests go through between the connection manager and the router.
 
+pub mod compressor;
 pub mod cors;
+pub mod ext_authz;
 pub mod fault;
+pub mod jwt;
 pub mod local_rate_limit;
+pub mod rate_limit;
 pub mod rbac;
+pub mod service;
+pub mod stateful_session;
 
 use std::sync::Arc;
 
 use super::Name;
 use cors::CorsPolicy;
+use ext_authz::{CheckSettings, ExtAuthz};
 use fault::Fault;
+use jwt::{JwtAuthn, Keys, PerRoute};
 use local_rate_limit::LocalRateLimit;
+use rate_limit::GlobalRateLimit;
 use rbac::Rbac;
 
 /// A configured HTTP filter that is not the router.
@@ -35,8 +44,37 @@ pub enum HttpFilterKind {
     Rbac(Arc<Rbac>),
     /// `envoy.filters.http.local_ratelimit`
     LocalRateLimit(Arc<LocalRateLimit>),
+    /// `envoy.filters.http.jwt_authn`
+    Jwt(Arc<JwtAuthn>),
+    /// `envoy.filters.http.ext_authz`
+    ExtAuthz(Arc<ExtAuthz>),
+    /// `envoy.filters.http.ratelimit`
+    RateLimit(Arc<GlobalRateLimit>),
+    /// `envoy.filters.http.compressor`
+    Compressor(Arc<compressor::Compressor>),
+    /// `envoy.filters.http.stateful_session`
+    StatefulSession(Arc<stateful_session::StatefulSession>),
     /// `envoy.filters.http.buffer`: the whole body is read before the request goes on.
     Buffer(usize),
+}
+
+impl HttpFilter {
+    /// The clusters of services that it asks.
+    pub fn clusters(&self) -> Vec<&Name> {
+        match &self.kind {
+            HttpFilterKind::Jwt(jwt) => {
+                let keys = jwt.providers.iter().map(|provider| &provider.keys);
+                keys.filter_map(|keys| match keys {
+                    Keys::Remote(remote) => Some(&remote.uri.cluster),
+                    Keys::Local(_) => None,
+                })
+                .collect()
+            }
+            HttpFilterKind::RateLimit(limit) => vec![&limit.service.cluster],
+            HttpFilterKind::ExtAuthz(authz) => vec![authz.service.cluster()],
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// What a route, a virtual host or a route configuration says of one filter
@@ -55,6 +93,16 @@ pub enum FilterOverride {
     Rbac(Arc<Rbac>),
     /// For `envoy.filters.http.local_ratelimit`.
     LocalRateLimit(Arc<LocalRateLimit>),
+    /// For `envoy.filters.http.jwt_authn`.
+    Jwt(PerRoute),
+    /// For `envoy.filters.http.ext_authz`.
+    ExtAuthz(Arc<CheckSettings>),
+    /// For `envoy.filters.http.ratelimit`.
+    RateLimit(Arc<rate_limit::PerRoute>),
+    /// For `envoy.filters.http.compressor`.
+    Compressor(Arc<compressor::PerRoute>),
+    /// For `envoy.filters.http.stateful_session`.
+    StatefulSession(Arc<stateful_session::StatefulSession>),
     /// For `envoy.filters.http.buffer`.
     Buffer(usize),
 }

@@ -15,6 +15,10 @@ pub struct Rbac {
     pub rules: Option<Rules>,
     /// Looked at and told, without effect.
     pub shadow: Option<Rules>,
+    /// Stands before the names by which `rules` tell what they decided.
+    pub rules_prefix: String,
+    /// The same for `shadow`.
+    pub shadow_prefix: String,
 }
 
 /// Policies and what a match means.

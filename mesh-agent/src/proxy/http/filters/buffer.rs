@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 
+use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use hyper::body::Body as _;
 
@@ -9,7 +10,8 @@ use crate::proxy::http::body::RequestBody;
 use crate::proxy::http::message::{Reply, Request};
 use crate::proxy::http::reply::local;
 
-pub(super) async fn gather(
+/// Reads the whole body and tells its length.
+pub(super) async fn check(
     limit: usize,
     request: &mut Request,
     body: &mut RequestBody,
@@ -17,12 +19,26 @@ pub(super) async fn gather(
     if body.is_end_stream() {
         return Ok(());
     }
+    let pieces = gather(limit, body).await?;
+    if body.is_whole() && !request.headers.contains_key(header::CONTENT_LENGTH) {
+        let length: usize = pieces.iter().map(Bytes::len).sum();
+        let length = HeaderValue::from(length);
+        request.headers.insert(header::CONTENT_LENGTH, length);
+    }
+    Ok(())
+}
+
+/// Reads the whole body, which stays in the request, too.
+pub(super) async fn gather(limit: usize, body: &mut RequestBody) -> Result<Vec<Bytes>, Box<Reply>> {
+    if body.is_end_stream() {
+        return Ok(Vec::new());
+    }
     let mut pieces = Vec::new();
     let mut length = 0;
     while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
         let Ok(frame) = frame else {
             // What is sent on ends the same way.
-            return Ok(());
+            return Ok(Vec::new());
         };
         let Ok(data) = frame.into_data() else {
             continue;
@@ -37,10 +53,6 @@ pub(super) async fn gather(
         }
         pieces.push(data);
     }
-    body.refill(pieces);
-    if !request.headers.contains_key(header::CONTENT_LENGTH) {
-        let length = HeaderValue::from(length);
-        request.headers.insert(header::CONTENT_LENGTH, length);
-    }
-    Ok(())
+    body.refill(pieces.clone());
+    Ok(pieces)
 }

@@ -4,12 +4,23 @@
 //! route, virtual host and route configuration may say something else. Nothing is built per
 //! request but what a filter has to remember for the response.
 
+mod accept_encoding;
 mod buffer;
+mod compressor;
 mod cors;
+mod descriptors;
+mod ext_authz;
 mod fault;
+mod jwt;
 mod local_rate_limit;
+mod mutation;
+mod query;
+mod rate_limit;
 mod rbac;
+mod stateful_session;
+mod structure;
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,22 +29,29 @@ use http::HeaderValue;
 use smallvec::SmallVec;
 
 use crate::config::model::filter::cors::CorsPolicy;
-use crate::config::model::filter::local_rate_limit::LocalRateLimit;
+use crate::config::model::filter::local_rate_limit::TokenBucket;
 use crate::config::model::filter::{FilterOverride, HttpFilter, HttpFilterKind};
 use crate::config::model::listener::HttpConnectionManager;
 use crate::config::model::route::{Route, RouteAction, RouteConfiguration, VirtualHost};
+
+use mutation::Mutation;
 
 use super::Connection;
 use super::body::RequestBody;
 use super::message::{Reply, Request};
 use super::record::Record;
+use super::router;
+use crate::snapshot::View;
 
 /// What a request meets filters with.
 pub(super) struct Call<'a> {
     pub(super) connection: &'a Rc<Connection>,
-    pub(super) hcm: &'a HttpConnectionManager,
+    pub(super) view: &'a Arc<View>,
+    pub(super) hcm: &'a Arc<HttpConnectionManager>,
     pub(super) routes: Option<&'a RouteConfiguration>,
-    pub(super) matched: Option<(&'a VirtualHost, &'a Route)>,
+    /// The route, which a filter may have looked for anew.
+    pub(super) matched: Cell<Option<(&'a VirtualHost, &'a Route)>>,
+    pub(super) random: u64,
     /// Whose request it is, as trusted proxies say.
     pub(super) remote: IpAddr,
     pub(super) record: &'a Record,
@@ -65,8 +83,14 @@ enum Step {
         policies: SmallVec<[Arc<CorsPolicy>; 2]>,
         origin: HeaderValue,
     },
+    /// Make it smaller.
+    Compress(Box<compressor::Pending>),
+    /// Tell the client its endpoint.
+    Session(Box<stateful_session::Pending>),
+    /// Headers that a service wants in it.
+    Headers(Vec<Mutation>),
     /// Tell how much is left.
-    RateLimit(Arc<LocalRateLimit>),
+    RateLimit(Arc<TokenBucket>),
 }
 
 impl Steps {
@@ -75,17 +99,27 @@ impl Steps {
         for step in self.0.into_iter().rev() {
             match step {
                 Step::Cors { policies, origin } => cors::finish(&mut reply, &policies, origin),
-                Step::RateLimit(limit) => local_rate_limit::tell(&mut reply, &limit),
+                Step::Compress(pending) => compressor::finish(&mut reply, &pending),
+                Step::Session(pending) => stateful_session::tell(&mut reply, &pending),
+                Step::Headers(headers) => {
+                    for header in headers {
+                        header.apply(&mut reply.headers);
+                    }
+                }
+                Step::RateLimit(bucket) => local_rate_limit::tell(&mut reply, &bucket),
             }
         }
         reply
     }
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
     /// The overrides of a filter, the most specific one first.
-    fn overrides<'s>(&'s self, filter: &'s HttpFilter) -> impl Iterator<Item = &'s FilterOverride> {
-        let (host, route) = match self.matched {
+    fn overrides<'s>(
+        &self,
+        filter: &'s HttpFilter,
+    ) -> impl Iterator<Item = &'a FilterOverride> + use<'a, 's> {
+        let (host, route) = match self.matched.get() {
             Some((host, route)) => (Some(host), Some(route)),
             None => (None, None),
         };
@@ -101,15 +135,24 @@ impl Call<'_> {
     }
 
     /// The cluster of the route, if it is always the same one.
-    fn cluster(&self) -> Option<&str> {
+    fn cluster(&self) -> Option<&'a str> {
         use crate::config::model::route::ClusterSpecifier;
-        match &self.matched?.1.action {
+        match &self.matched.get()?.1.action {
             RouteAction::Forward(forward) => match &forward.cluster {
                 ClusterSpecifier::Cluster(name) => Some(name),
                 _ => None,
             },
             _ => None,
         }
+    }
+
+    /// Looks for the route of a request that was changed.
+    fn reroute(&self, request: &Request) {
+        let random = self.random;
+        let view = router::View { request, random };
+        let matched = self.routes.and_then(|routes| router::route(routes, &view));
+        let matched = matched.map(|(host, route)| (&**host, &**route));
+        self.matched.set(matched);
     }
 
     /// Sends a request through the filters. `Err`: one of them has answered it.
@@ -150,11 +193,52 @@ impl Call<'_> {
                     Some(FilterOverride::LocalRateLimit(limit)),
                 )
                 | (HttpFilterKind::LocalRateLimit(limit), _) => {
-                    local_rate_limit::check(limit, request, &mut steps.0)?;
+                    local_rate_limit::check(self, limit, request, &mut steps.0)?;
+                }
+                (HttpFilterKind::Jwt(config), said) => {
+                    let said = match said {
+                        Some(FilterOverride::Jwt(said)) => Some(said),
+                        _ => None,
+                    };
+                    // What awaits services is large and rare: it does not make every request's
+                    // future larger.
+                    Box::pin(jwt::check(self, config, said, request)).await?;
+                }
+                (HttpFilterKind::ExtAuthz(config), _) => {
+                    let said = self.overrides(filter).filter_map(|said| match said {
+                        FilterOverride::ExtAuthz(said) => Some(said.clone()),
+                        _ => None,
+                    });
+                    let said = said.collect();
+                    let checking =
+                        ext_authz::check(self, config, said, request, body, &mut steps.0);
+                    Box::pin(checking).await?;
+                }
+                (HttpFilterKind::RateLimit(config), said) => {
+                    let said = match said {
+                        Some(FilterOverride::RateLimit(said)) => Some(said),
+                        _ => None,
+                    };
+                    let checking = rate_limit::check(self, config, said, request, &mut steps.0);
+                    Box::pin(checking).await?;
+                }
+                (HttpFilterKind::Compressor(config), said) => {
+                    let said = match said {
+                        Some(FilterOverride::Compressor(said)) => Some(&**said),
+                        _ => None,
+                    };
+                    compressor::note(self, config, said, request, &mut steps.0);
+                }
+                (
+                    HttpFilterKind::StatefulSession(_),
+                    Some(FilterOverride::StatefulSession(config)),
+                )
+                | (HttpFilterKind::StatefulSession(config), _) => {
+                    stateful_session::pin(config, request, &mut steps.0);
                 }
                 (HttpFilterKind::Buffer(_), Some(FilterOverride::Buffer(limit)))
                 | (HttpFilterKind::Buffer(limit), _) => {
-                    buffer::gather(*limit, request, body).await?;
+                    buffer::check(*limit, request, body).await?;
                 }
             }
         }

@@ -130,6 +130,7 @@ pub(super) fn parse(
             version,
             headers,
             metadata: Metadata::default(),
+            pinned: None,
         },
         framing,
         keep_alive,
