@@ -537,12 +537,13 @@ fn a_strangers_server_is_spoken_to_as_ztunnel_would() -> Result<()> {
     }
     ensure!(cluster_stat(&scene.agent, "denied", "upstream_cx_connect_fail")? >= 1);
 
-    // A tunnel that was told to end takes no more streams, and nobody notices.
+    // Tunnels that were told to end take no more streams, and nobody notices.
     let before = scene.server.ask(&json!({ "goaway": 1 }))?["tunnels"].as_u64();
-    let echo = Curl::get(&scene.client, &format!("http://{}/after", scene.web))
-        .send()?
-        .echo()?;
+    let url = format!("http://{}/after", scene.web);
+    let echo = Curl::get(&scene.client, &url).send()?.echo()?;
     assert_eq!(echo.path, "/after");
+    let talked = Connect::to(scene.raw).run_one(&scene.client)?;
+    ensure!(talked.banner().is_some(), "{talked:?}");
     ensure!(scene.server.ask(&json!({}))?["tunnels"].as_u64() > before);
     Ok(())
 }

@@ -175,7 +175,8 @@ pub(super) fn internal(
 }
 
 /// The cluster behind `connect_originate` secures tunnels by the pod's certificate and the mesh's
-/// roots, as tunnels are secured here; anything else that it says would be lost.
+/// roots, as tunnels are secured here, and says whose they may be; anything else that it says
+/// would be lost.
 pub(super) fn check_cluster(
     name: &str,
     transport: Option<&UpstreamTransport>,
@@ -188,18 +189,17 @@ pub(super) fn check_cluster(
         Some(UpstreamTransport::Tls(context)) => {
             let common = &context.common;
             common.certificate == CertificateSource::Workload
-                && common.validation.as_ref().is_some_and(|trust| {
-                    trust.trust == TrustSource::Mesh
-                        && trust.names.is_empty()
-                        && trust.crl.is_none()
-                })
+                && common
+                    .validation
+                    .as_ref()
+                    .is_some_and(|trust| trust.trust == TrustSource::Mesh && trust.crl.is_none())
         }
         _ => false,
     };
     if !known {
         problems.hint(
             "transport_socket",
-            "tunnels use the secrets default and ROOTCA, without further conditions",
+            "tunnels use the secrets default and ROOTCA",
             "name an endpoint's identities in the cluster it belongs to",
         );
     }

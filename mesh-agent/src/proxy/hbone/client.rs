@@ -108,6 +108,13 @@ async fn open(
     caught: &Caught,
     options: &Options,
 ) -> io::Result<Tunnelled> {
+    // Of whom the cluster says nothing, Istio's cluster for tunnels may: the trust domain.
+    let view = context.shared.view(&caught.pod);
+    let originate = view.and_then(|view| {
+        let cluster = view.clusters.get(hbone::ORIGINATE)?;
+        Arc::ptr_eq(tls, &hbone::any_endpoint()).then(|| cluster.config.hbone.clone())
+    });
+    let tls = originate.as_ref().unwrap_or(tls);
     let config = context.tls.client(tls, &caught.pod, None)?;
     let key = Key {
         netns: caught.pod.netns.cookie(),
