@@ -7,7 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use anyhow::{Context as _, Result};
 use mesh_testbed::{Envoy, EnvoyOptions, MeshAgent, Nginx, Pod, Testbed};
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, SanType,
 };
 use serde_json::{Value, json};
 
@@ -303,12 +304,18 @@ fn certify(folder: &std::path::Path, pods: &[&str]) -> Result<()> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name = DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, "bench");
     let root = params.self_signed(&key)?;
     write("ca.crt".into(), root.pem())?;
     let issuer = Issuer::new(params, key);
     for pod in pods {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
+        // Another one than its issuer's, or it counts as signed by itself.
+        params.distinguished_name = DistinguishedName::new();
         let name = format!("spiffe://cluster.local/ns/bench/sa/{pod}");
         params.subject_alt_names = vec![SanType::URI(name.as_str().try_into()?)];
         params.extended_key_usages = vec![
