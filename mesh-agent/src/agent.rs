@@ -113,6 +113,7 @@ async fn control(args: &RunArgs, loaded: Arc<Loaded>) -> anyhow::Result<()> {
         agent_cgroup,
         bpffs: Some(args.bpffs.clone()),
         map_sizes: args.map_sizes.clone(),
+        acceleration: args.acceleration,
         trace: matches!(args.log_level.as_str(), "debug" | "trace"),
     })?;
     let heart = datapath.heart().context("the heart is taken once")?;

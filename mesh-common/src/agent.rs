@@ -3,8 +3,9 @@
 use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::{
-    Addr, AuthzKey, Backend, CidrKey, Conns, ConnsKey, Control, DeniedKey, InboundPod, ListenKey,
-    OrigKey, OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, Slot, SlotKey,
+    Acceleration, Addr, AuthzKey, Backend, CidrKey, Conns, ConnsKey, Control, DeniedKey, FastKey,
+    Flow, InboundPod, ListenKey, OrigKey, OriginalDst, Pair, Pod, PortKey, Service, ServiceKey,
+    ServiceState, Slot, SlotKey,
 };
 
 macro_rules! plain_old_data {
@@ -18,6 +19,7 @@ macro_rules! plain_old_data {
 }
 
 plain_old_data!(
+    Acceleration,
     Addr,
     AuthzKey,
     Backend,
@@ -26,10 +28,13 @@ plain_old_data!(
     ConnsKey,
     Control,
     DeniedKey,
+    FastKey,
+    Flow,
     InboundPod,
     ListenKey,
     OrigKey,
     OriginalDst,
+    Pair,
     Pod,
     PortKey,
     Service,

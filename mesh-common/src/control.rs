@@ -52,11 +52,15 @@ pub enum Counter {
     EventLost = 16,
     /// sk_lookup: refused by access rules.
     InboundDenied = 17,
+    /// sockops: the connection's messages may go past TCP.
+    Accelerated = 18,
+    /// sk_msg: a direction of an accelerated connection left for TCP.
+    AcceleratedLeft = 19,
 }
 
 impl Counter {
     /// How many there are.
-    pub const COUNT: u32 = 18;
+    pub const COUNT: u32 = 20;
 
     /// Names for metrics, by index.
     pub const NAMES: [&'static str; Self::COUNT as usize] = [
@@ -78,5 +82,7 @@ impl Counter {
         "inbound_refused",
         "event_lost",
         "inbound_denied",
+        "accelerated",
+        "accelerated_left",
     ];
 }

@@ -6,6 +6,7 @@
 //! path, so maps of two layouts never meet.
 #![cfg_attr(not(test), no_std)]
 
+mod acceleration;
 mod address;
 #[cfg(feature = "agent")]
 mod agent;
@@ -17,6 +18,7 @@ mod listen;
 mod pod;
 mod service;
 
+pub use acceleration::{Acceleration, AccelerationFlags, Ends, FastKey, Flow, Hello, Pair, Side};
 pub use address::Addr;
 pub use authz::{AuthzKey, AuthzVerdict};
 pub use connection::{Conns, ConnsKey, OrigKey, OriginalDst, SkState, sk_flags};
@@ -77,6 +79,10 @@ pub mod capacity {
     pub const DENIED: u32 = 4096;
     /// Ranges that access rules speak of, over all pods and their ports.
     pub const AUTHZ: u32 = 262_144;
+    /// Accelerated connections.
+    pub const PAIRS: u32 = 65_536;
+    /// Connections whose server has not shown up yet.
+    pub const PEERS: u32 = 8192;
     /// Listener sockets.
     pub const LISTENERS: u32 = 16384;
 }

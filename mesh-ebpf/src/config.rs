@@ -32,3 +32,24 @@ pub(crate) fn has_ingress_ifindex() -> bool {
     // SAFETY: as above.
     unsafe { read_volatile(&raw const HAS_INGRESS_IFINDEX) != 0 }
 }
+
+/// Where `struct sock` has `sk_user_data`, in bytes; 0 is unknown.
+#[unsafe(no_mangle)]
+static SK_USER_DATA: u32 = 0;
+
+/// Where `struct sk_psock` has `ingress_msg`, in bytes.
+#[unsafe(no_mangle)]
+static PSOCK_INGRESS: u32 = 0;
+
+/// Offsets of `sk_user_data` and `ingress_msg`, if the agent found them in the kernel's BTF.
+#[inline(always)]
+pub(crate) fn ingress_offsets() -> Option<(usize, usize)> {
+    // SAFETY: as above.
+    let (user_data, ingress) = unsafe {
+        (
+            read_volatile(&raw const SK_USER_DATA) as usize,
+            read_volatile(&raw const PSOCK_INGRESS) as usize,
+        )
+    };
+    (user_data != 0).then_some((user_data, ingress))
+}

@@ -34,9 +34,10 @@ pub(crate) fn opened(ctx: &SockOpsContext, state: &SkState) {
     emit(ctx, state, EventKind::Opened, End::No, 0, 0);
 }
 
-/// The connection is over, or never came to be; `before` is the state it was in.
+/// The connection is over, or never came to be; `before` is the state it was in, and `fast` what
+/// was sent and received past TCP.
 #[inline(always)]
-pub(crate) fn ended(ctx: &SockOpsContext, state: &SkState, before: u32) {
+pub(crate) fn ended(ctx: &SockOpsContext, state: &SkState, before: u32, fast: (u64, u64)) {
     let left = state.flags & sk_flags::LEFT != 0;
     if before == tcp::SYN_SENT {
         let end = if retransmits(ctx) > 0 {
@@ -75,8 +76,8 @@ pub(crate) fn ended(ctx: &SockOpsContext, state: &SkState, before: u32) {
         tcp::ESTABLISHED | tcp::CLOSE_WAIT if left => End::Aborted,
         _ => End::Reset,
     };
-    let sent = acked.saturating_sub(1 + fin_acked);
-    let received = received.saturating_sub(fin_received);
+    let sent = acked.saturating_sub(1 + fin_acked) + fast.0;
+    let received = received.saturating_sub(fin_received) + fast.1;
     emit(ctx, state, EventKind::Closed, end, sent, received);
 }
 

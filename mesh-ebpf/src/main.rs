@@ -8,6 +8,7 @@
 #![feature(core_intrinsics)]
 #![allow(internal_features)]
 
+mod accelerate;
 mod atomic;
 mod authz;
 mod capture;
@@ -19,6 +20,7 @@ mod maps;
 mod name;
 mod reserve;
 mod sk_lookup;
+mod sk_msg;
 mod sk_state;
 mod sock_ops;
 mod sock_release;

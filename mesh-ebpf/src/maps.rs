@@ -5,9 +5,9 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash};
 use mesh_common::{
-    Addr, AuthzKey, Backend, CidrKey, Conns, ConnsKey, Control, Counter, DeniedKey, InboundPod,
-    ListenKey, OrigKey, OriginalDst, Pod, PortKey, Service, ServiceKey, ServiceState, SkState,
-    Slot, SlotKey, capacity,
+    Acceleration, Addr, AuthzKey, Backend, CidrKey, Conns, ConnsKey, Control, Counter, DeniedKey,
+    Ends, FastKey, Flow, Hello, InboundPod, ListenKey, OrigKey, OriginalDst, Pair, Pod, PortKey,
+    Service, ServiceKey, ServiceState, SkState, Slot, SlotKey, capacity,
 };
 
 /// netns cookie -> enrolled pod
@@ -89,6 +89,36 @@ pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENT_BYTE
 #[map]
 pub(crate) static DENIED: LruHashMap<DeniedKey, u64> =
     LruHashMap::with_max_entries(capacity::DENIED, 0);
+
+/// one element: what is accelerated
+#[map]
+pub(crate) static ACCEL: Array<Acceleration> = Array::with_max_entries(1, 0);
+
+/// address of an enrolled pod -> 1
+#[map]
+pub(crate) static NEAR: HashMap<Addr, u32> =
+    HashMap::with_max_entries(capacity::POD_ADDRESSES, BPF_F_NO_PREALLOC);
+
+/// ends of a connection -> its client, until its server is there
+#[map]
+pub(crate) static PEERS: LruHashMap<Ends, Hello> = LruHashMap::with_max_entries(capacity::PEERS, 0);
+
+/// sockets of accelerated connections; a closed one leaves by itself
+#[map]
+pub(crate) static FAST: SockHash<FastKey> = SockHash::with_max_entries(2 * capacity::PAIRS, 0);
+
+/// socket -> which end of which pair it is
+#[btf_map]
+pub(crate) static FLOW: SkStorage<Flow> = SkStorage::new();
+
+/// pair -> what went past TCP
+#[map]
+pub(crate) static PAIRS: HashMap<u64, Pair> =
+    HashMap::with_max_entries(capacity::PAIRS, BPF_F_NO_PREALLOC);
+
+/// service number -> how many of its connections are worth it, 256 is all
+#[map]
+pub(crate) static HABITS: LruHashMap<u32, u32> = LruHashMap::with_max_entries(capacity::PEERS, 0);
 
 /// Counts a way out.
 #[inline(always)]

@@ -2,11 +2,13 @@
 //!
 //! When: TCP_CONNECT_CB runs in connect(2) when the local port is known and before the SYN
 //! leaves, so the agent always finds the original destination of what it accepts. STATE_CB runs
-//! on every state change once asked for.
+//! on every state change once asked for. The two ESTABLISHED callbacks run when a handshake is
+//! done, before the client's ACK leaves and before the server's socket can be accepted.
 //! Returns: ignored by these callbacks; 1 by convention.
 
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock,
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock,
 };
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
@@ -15,7 +17,7 @@ use mesh_common::{Addr, OrigKey, OriginalDst, sk_flags};
 
 use crate::events::tcp;
 use crate::maps::ORIG;
-use crate::{events, reserve, sk_state};
+use crate::{accelerate, events, reserve, sk_state};
 
 const DONE: u32 = 1;
 const AF_INET: u32 = 2;
@@ -25,6 +27,8 @@ pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
         BPF_SOCK_OPS_STATE_CB => changed(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx),
         _ => {}
     }
     DONE
@@ -95,6 +99,25 @@ fn connecting(ctx: &SockOpsContext) {
     }
 }
 
+/// Subflows of multipath connections are left alone.
+#[inline(always)]
+fn connected(ctx: &SockOpsContext) {
+    let Some(sk) = socket(ctx) else { return };
+    if let Some(state) = sk_state::get(sk)
+        && sk_state::multipath(sk).is_null()
+    {
+        accelerate::connected(ctx, sk, state);
+    }
+}
+
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) {
+    let Some(sk) = socket(ctx) else { return };
+    if sk_state::multipath(sk).is_null() {
+        accelerate::accepted(ctx, sk);
+    }
+}
+
 #[inline(always)]
 fn changed(ctx: &SockOpsContext) {
     let Some(sk) = socket(ctx) else { return };
@@ -112,9 +135,10 @@ fn changed(ctx: &SockOpsContext) {
             connection.fin_wait_bytes = events::received(ctx);
         }
         tcp::CLOSE => {
+            let fast = accelerate::ended(sk, connection);
             if connection.flags & sk_flags::DIRECT != 0 && connection.flags & sk_flags::STARTED != 0
             {
-                events::ended(ctx, connection, before);
+                events::ended(ctx, connection, before, fast);
             }
             connection.flags &= !sk_flags::STARTED;
             reserve::release(connection);

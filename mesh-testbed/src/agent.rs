@@ -329,6 +329,8 @@ impl MeshAgentBuilder {
             // Several agents run at once; their figures are on the admin port too.
             .args(["--metrics", "127.0.0.1:0"])
             .args(&self.args)
+            // Its trials take a while; who wants them says so.
+            .env("MESH_ACCELERATION", "off")
             .envs(self.env)
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("cannot share the log")?)

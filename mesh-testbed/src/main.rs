@@ -40,6 +40,8 @@ enum Command {
     Paced(helper::paced::Args),
     /// The first process of a virtual machine that tests another kernel.
     Init,
+    /// Sends numbered bytes to a server that echoes, and checks what comes back.
+    Stream(helper::stream::Args),
     /// What the mesh costs and saves, measured: `cargo xtask bench`.
     Bench(bench::Args),
     /// The mesh at work, in a minute: `cargo xtask demo`.
@@ -74,6 +76,7 @@ fn run(command: Command) -> Result<()> {
         Command::Sockets(args) => helper::sockets::run(&args),
         Command::Paced(args) => helper::paced::run(&args),
         Command::Init => helper::init::run(),
+        Command::Stream(args) => helper::stream::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(args),
     }

@@ -51,12 +51,17 @@ impl Process {
 
     /// The next line.
     pub(crate) fn read<T: DeserializeOwned>(&mut self) -> Result<T> {
-        match self.lines.recv_timeout(PATIENCE) {
+        self.read_in_time(PATIENCE)
+    }
+
+    /// The next line, of a program that needs so long.
+    pub(crate) fn read_in_time<T: DeserializeOwned>(&mut self, limit: Duration) -> Result<T> {
+        match self.lines.recv_timeout(limit) {
             Ok(line) => {
                 serde_json::from_str(&line).with_context(|| format!("{} said {line:?}", self.what))
             }
             Err(RecvTimeoutError::Timeout) => {
-                bail!("{} said nothing for {PATIENCE:?}", self.what)
+                bail!("{} said nothing for {limit:?}", self.what)
             }
             Err(RecvTimeoutError::Disconnected) => {
                 bail!("{} ended: {}", self.what, self.child.wait()?)

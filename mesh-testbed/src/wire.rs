@@ -57,6 +57,15 @@ pub struct Banner {
     pub local: SocketAddr,
 }
 
+/// What became of the streams of `stream`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Streamed {
+    /// Bytes that came back as they were sent.
+    pub bytes: u64,
+    /// One line for each stream that broke.
+    pub failures: Vec<String>,
+}
+
 /// What became of one connection of `connect`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connection {

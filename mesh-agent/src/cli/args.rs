@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::datapath::acceleration::Acceleration;
+
 use super::duration;
 use super::identity::IdentityArgs;
 use super::xds::XdsArgs;
@@ -172,6 +174,16 @@ pub struct RunArgs {
         default_value = "remove"
     )]
     pub on_exit: OnExit,
+    /// What pods of this node say to each other in small messages goes from socket to socket, past
+    /// TCP. Kernels differ in what applications notice of it: each is tried when the agent starts,
+    /// and `mesh-agent doctor` shows every trial.
+    #[arg(
+        long,
+        env = "MESH_ACCELERATION",
+        value_name = "WHAT",
+        default_value = "auto"
+    )]
+    pub acceleration: Acceleration,
     /// Where the admin pages are served. They have no authentication: keep it on loopback.
     #[arg(
         long,
@@ -272,6 +284,14 @@ pub struct DoctorArgs {
     /// The cgroup v2 directory that holds all pods.
     #[arg(long, env = "MESH_CGROUP", value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
+    /// How much each trial of same-node acceleration sends both ways, in MiB.
+    #[arg(
+        long,
+        env = "MESH_TRIAL_SIZE",
+        value_name = "MIB",
+        default_value_t = 16
+    )]
+    pub trial_size: u64,
     /// Where maps and links will be pinned.
     #[arg(
         long,

@@ -8,6 +8,7 @@ use aya::util::KernelVersion;
 
 use super::args::DoctorArgs;
 use crate::cgroup;
+use crate::datapath::acceleration::{is_fit, trials};
 
 /// One thing looked at.
 struct Check {
@@ -96,10 +97,7 @@ pub fn run(args: &DoctorArgs) -> bool {
         (ProgramType::CgroupSock, "sock_release hook"),
         (ProgramType::SockOps, "TCP event hook"),
         (ProgramType::SkLookup, "listener look-up hook"),
-        (
-            ProgramType::SkMsg,
-            "message hook (same-node acceleration, not used yet)",
-        ),
+        (ProgramType::SkMsg, "message hook (same-node acceleration)"),
     ] {
         let supported = aya::sys::is_program_supported(kind).unwrap_or(false);
         let otherwise = if kind == ProgramType::SkMsg {
@@ -114,6 +112,7 @@ pub fn run(args: &DoctorArgs) -> bool {
             "a kernel with CONFIG_CGROUP_BPF=y and CONFIG_NET=y".into(),
         );
     }
+    checks.extend(acceleration(args.trial_size << 20));
     for Check { level, what, fix } in &checks {
         match level {
             Level::Ok => println!("ok    {what}"),
@@ -134,4 +133,42 @@ pub fn run(args: &DoctorArgs) -> bool {
         }
     );
     failed == 0
+}
+
+/// What this kernel does with accelerated sockets: one line a trial, and what follows from them.
+fn acceleration(bytes: u64) -> Vec<Check> {
+    if !nix::unistd::geteuid().is_root() {
+        return Vec::new();
+    }
+    let level = |ok| if ok { Level::Ok } else { Level::Warn };
+    let findings = match trials(bytes, None) {
+        Ok(findings) => findings,
+        Err(error) => {
+            return vec![Check {
+                level: Level::Warn,
+                what: "same-node acceleration can be tried".into(),
+                fix: format!("{error:#}").into(),
+            }];
+        }
+    };
+    let mut checks: Vec<Check> = findings
+        .iter()
+        .map(|finding| Check {
+            level: level(finding.failure.is_none()),
+            what: format!("acceleration: {}", finding.name),
+            fix: finding.failure.clone().unwrap_or_default().into(),
+        })
+        .collect();
+    let (by_itself, insisted) = (is_fit(&findings, false), is_fit(&findings, true));
+    checks.push(Check {
+        level: level(by_itself),
+        what: "same-node acceleration (--acceleration auto)".into(),
+        fix: if insisted {
+            "--acceleration direct turns it on, for nodes whose applications do nothing of what fails"
+        } else {
+            "any application may break on this kernel; it stays off"
+        }
+        .into(),
+    });
+    checks
 }

@@ -1,12 +1,13 @@
-//! bpf(2) commands for pinned links, which aya does not offer.
+//! bpf(2) commands for programs that outlive the agent, which aya does not offer.
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_ATTACH: libc::c_long = 8;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
 /// Opens what is pinned at a path (`BPF_OBJ_GET`).
@@ -56,6 +57,32 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     };
     // SAFETY: the attributes live during the call and point to nothing.
     unsafe { bpf(BPF_LINK_UPDATE, &attr) }?;
+    Ok(())
+}
+
+/// The part of `union bpf_attr` that attaching needs.
+#[repr(C)]
+struct AttachAttr {
+    target: u32,
+    program: u32,
+    kind: u32,
+    flags: u32,
+}
+
+/// Attaches a program to a map, in place of the one that is attached (`BPF_PROG_ATTACH`). It stays
+/// there as long as somebody holds or pins the map.
+///
+/// # Errors
+/// The map takes no such program.
+pub(super) fn prog_attach(map: BorrowedFd<'_>, program: RawFd, kind: u32) -> io::Result<()> {
+    let attr = AttachAttr {
+        target: map.as_raw_fd() as u32,
+        program: program as u32,
+        kind,
+        flags: 0,
+    };
+    // SAFETY: the attributes live during the call and point to nothing.
+    unsafe { bpf(BPF_PROG_ATTACH, &attr) }?;
     Ok(())
 }
 

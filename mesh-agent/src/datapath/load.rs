@@ -19,6 +19,8 @@ use crate::proxy::OriginalDst;
 use crate::snapshot::{Snapshot, ViewId};
 use crate::workload::{Netns, PodId};
 
+use super::acceleration::{self, Acceleration, Decision};
+use super::error::map_error;
 use super::heart::Heart;
 use super::maps::{self, NodeMaps, PodMaps, ServiceMaps};
 use super::orig::KernelOriginalDst;
@@ -44,6 +46,8 @@ pub struct Options {
     pub bpffs: Option<PathBuf>,
     /// Maps that are to be of another size. What is pinned already keeps its own.
     pub map_sizes: Vec<MapSize>,
+    /// What is accelerated between pods of this node.
+    pub acceleration: Acceleration,
 }
 
 /// How many entries a map has room for.
@@ -157,7 +161,10 @@ impl Datapath {
             Some(bpffs) => Some(Pins::open(bpffs, cgroup.inode)?),
             None => None,
         };
+        let decision = Decision::make(options.acceleration);
+        let offsets = acceleration::offsets();
         let mut loader = EbpfLoader::new();
+        acceleration::describe_kernel(&mut loader, &offsets);
         for (name, path) in pins.iter().flat_map(Pins::map_paths) {
             loader.map_pin_path(name, path);
         }
@@ -171,7 +178,11 @@ impl Datapath {
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .load(object::OBJECT)?;
         load_programs(&mut ebpf)?;
+        let decision = acceleration::prepare(&mut ebpf, decision);
         let (mut services, pod_maps, mut node, orig) = maps::take(&mut ebpf)?;
+        node.acceleration
+            .set(0, decision.settings(), 0)
+            .map_err(map_error("ACCEL", "write what is accelerated"))?;
         let reconciler = adopt::services(&mut services)?;
         let pods = adopt::pods(&pod_maps);
         let heart = node.control.take().map(|control| Heart {
@@ -498,7 +509,10 @@ fn attach_netns(
     Ok(None)
 }
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, DatapathError>
+pub(super) fn program<'a, P>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut P, DatapathError>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
 {

@@ -4,8 +4,8 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf, SockHash};
 use mesh_common::{
-    Addr, AuthzKey, Backend, CidrKey, Conns, ConnsKey, Control, InboundPod, ListenKey, Pod,
-    PortKey, Service, ServiceKey, ServiceState, Slot, SlotKey,
+    Acceleration, Addr, AuthzKey, Backend, CidrKey, Conns, ConnsKey, Control, InboundPod,
+    ListenKey, Pod, PortKey, Service, ServiceKey, ServiceState, Slot, SlotKey,
 };
 
 use super::DatapathError;
@@ -23,6 +23,7 @@ pub(super) struct ServiceMaps {
 pub(super) struct PodMaps {
     pub(super) pods: HashMap<MapData, u64, Pod>,
     pub(super) in_pods: HashMap<MapData, Addr, InboundPod>,
+    pub(super) near: HashMap<MapData, Addr, u32>,
     pub(super) listen: SockHash<MapData, ListenKey>,
     pub(super) cidrs: LpmTrie<MapData, CidrKey, u32>,
     pub(super) ports: HashMap<MapData, PortKey, u32>,
@@ -33,6 +34,7 @@ pub(super) struct PodMaps {
 pub(super) struct NodeMaps {
     /// Until somebody writes it.
     pub(super) control: Option<Array<MapData, Control>>,
+    pub(super) acceleration: Array<MapData, Acceleration>,
     pub(super) counters: PerCpuArray<MapData, u64>,
     pub(super) denied: Map,
     /// Until somebody reads them.
@@ -62,6 +64,7 @@ pub(super) fn take(
     let pods = PodMaps {
         pods: map!("PODS"),
         in_pods: map!("IN_PODS"),
+        near: map!("NEAR"),
         listen: map!("LISTEN"),
         cidrs: map!("CIDRS"),
         ports: map!("PORTS"),
@@ -69,6 +72,7 @@ pub(super) fn take(
     };
     let node = NodeMaps {
         control: Some(map!("CTRL")),
+        acceleration: map!("ACCEL"),
         counters: map!("COUNTERS"),
         denied: ebpf
             .take_map("DENIED")

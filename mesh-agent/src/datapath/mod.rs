@@ -3,6 +3,7 @@
 //! [`plan`] decides what the kernel should know (pure), [`reconcile`] brings the service maps
 //! there by difference, [`pods`] enrols pods, [`Datapath`] owns the loaded programs.
 
+pub mod acceleration;
 mod adopt;
 mod authz;
 mod backends;

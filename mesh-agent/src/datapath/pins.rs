@@ -19,9 +19,9 @@ use std::path::{Path, PathBuf};
 use aya::maps::MapInfo;
 use aya::programs::links::FdLink;
 use mesh_common::{
-    Addr, AuthzKey, Backend, CidrKey, Conns, ConnsKey, Control, DeniedKey, InboundPod,
-    LAYOUT_VERSION, ListenKey, OrigKey, OriginalDst, Pod, PortKey, Service, ServiceKey,
-    ServiceState, SkState, Slot, SlotKey,
+    Acceleration, Addr, AuthzKey, Backend, CidrKey, Conns, ConnsKey, Control, DeniedKey, Ends,
+    FastKey, Flow, Hello, InboundPod, LAYOUT_VERSION, ListenKey, OrigKey, OriginalDst, Pair, Pod,
+    PortKey, Service, ServiceKey, ServiceState, SkState, Slot, SlotKey,
 };
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -30,7 +30,7 @@ use super::DatapathError;
 use super::link::{link_update, open_pin};
 
 /// Maps that are pinned, with the sizes of their keys and values.
-const MAPS: [(&str, usize, usize); 17] = [
+const MAPS: [(&str, usize, usize); 24] = [
     ("PODS", size_of::<u64>(), size_of::<Pod>()),
     ("IN_PODS", size_of::<Addr>(), size_of::<InboundPod>()),
     ("LISTEN", size_of::<ListenKey>(), size_of::<u32>()),
@@ -48,6 +48,13 @@ const MAPS: [(&str, usize, usize); 17] = [
     ("CTRL", size_of::<u32>(), size_of::<Control>()),
     ("COUNTERS", size_of::<u32>(), size_of::<u64>()),
     ("DENIED", size_of::<DeniedKey>(), size_of::<u64>()),
+    ("ACCEL", size_of::<u32>(), size_of::<Acceleration>()),
+    ("NEAR", size_of::<Addr>(), size_of::<u32>()),
+    ("PEERS", size_of::<Ends>(), size_of::<Hello>()),
+    ("FAST", size_of::<FastKey>(), size_of::<u32>()),
+    ("FLOW", size_of::<u32>(), size_of::<Flow>()),
+    ("PAIRS", size_of::<u64>(), size_of::<Pair>()),
+    ("HABITS", size_of::<u32>(), size_of::<u32>()),
     // A ring buffer has neither.
     ("EVENTS", 0, 0),
 ];

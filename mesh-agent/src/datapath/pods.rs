@@ -48,6 +48,8 @@ struct Enrolled {
     entry: PodEntry,
     capture: Arc<Capture>,
     addresses: BTreeSet<IpAddr>,
+    /// All there are, captured or not.
+    near: BTreeSet<IpAddr>,
     rules: InboundRules,
     /// Ends inbound capture when dropped, unless it is pinned.
     _inbound: Option<SkLookupLink>,
@@ -174,13 +176,15 @@ impl Pods {
         };
         let cookie = pod.netns.cookie();
         let old = self.enrolled.remove(&pod.id);
-        let (link, old_addresses, old_capture) = match old {
-            Some(old) => (old._inbound, old.addresses, Some(old.capture)),
-            None => (attach()?, BTreeSet::new(), None),
+        let (link, old_addresses, old_near, old_capture) = match old {
+            Some(old) => (old._inbound, old.addresses, old.near, Some(old.capture)),
+            None => (attach()?, BTreeSet::new(), BTreeSet::new(), None),
         };
         maps.pods
             .insert(cookie, entry, 0)
             .map_err(map_error("PODS", "enrol the pod"))?;
+        let near: BTreeSet<IpAddr> = enrolment.ips.iter().copied().collect();
+        write_near(maps, &old_near, &near)?;
         for gone in old_addresses.difference(&addresses) {
             maps.in_pods
                 .remove(&Addr::from(*gone))
@@ -194,6 +198,7 @@ impl Pods {
                 entry,
                 capture: enrolment.capture.clone(),
                 addresses,
+                near,
                 rules: rules.clone(),
                 _inbound: link,
             },
@@ -247,6 +252,7 @@ impl Pods {
                     .remove(&Addr::from(*address))
                     .map_err(map_error("IN_PODS", "remove an address"))
             }),
+            write_near(maps, &old.near, &BTreeSet::new()),
             self.release(maps, &old.capture),
         ];
         // A listener that was closed has left the map by itself.
@@ -316,6 +322,14 @@ impl Pods {
         }
         for key in stale(maps.listen.keys().flatten(), |key| ours(key.pod_id)) {
             let _ = maps.listen.remove(&key);
+        }
+        let near: HashSet<Addr> = self
+            .enrolled
+            .values()
+            .flat_map(|pod| pod.near.iter().copied().map(Addr::from))
+            .collect();
+        for address in stale(maps.near.keys().flatten(), |key| near.contains(key)) {
+            let _ = maps.near.remove(&address);
         }
         let rules: Vec<Key<AuthzKey>> = maps.authz.keys().flatten().collect();
         for key in rules {
@@ -414,6 +428,22 @@ fn source(pod: &PodEntry) -> Source {
         v4: (pod.own_v4 != 0).then(|| Addr::from_v4_be(pod.own_v4).into()),
         v6: (pod.own_v6 != Addr::UNSPECIFIED).then(|| pod.own_v6.into()),
     }
+}
+
+/// Writes which addresses are those of pods of this node. One that is gone already is no error.
+fn write_near(
+    maps: &mut PodMaps,
+    old: &BTreeSet<IpAddr>,
+    new: &BTreeSet<IpAddr>,
+) -> Result<(), DatapathError> {
+    for gone in old.difference(new) {
+        let _ = maps.near.remove(&Addr::from(*gone));
+    }
+    new.iter().try_for_each(|address| {
+        maps.near
+            .insert(Addr::from(*address), 1, 0)
+            .map_err(map_error("NEAR", "write an address"))
+    })
 }
 
 /// Writes who is surely denied; over what is there.

@@ -160,7 +160,7 @@ pub(super) fn path(path: Path, stages: &[Stage], plan: Plan, verbose: bool) -> R
     let references = path.references();
     let stages: Vec<&Stage> = stages
         .iter()
-        .filter(|stage| stage.system == System::Ours || references.contains(&stage.system))
+        .filter(|stage| stage.system == path.ours() || references.contains(&stage.system))
         .collect();
     let mut samples = vec![Samples::default(); stages.len()];
     let mut measured = Measured::default();
@@ -184,7 +184,7 @@ pub(super) fn path(path: Path, stages: &[Stage], plan: Plan, verbose: bool) -> R
         let at = stages.iter().position(|stage| stage.system == system);
         at.map(|at| &samples[at])
     };
-    let ours = of(System::Ours).context("our own stage is always there")?;
+    let ours = of(path.ours()).context("our own stage is always there")?;
     for metric in ours.metrics() {
         for &reference in references {
             let Some(theirs) = of(reference) else {

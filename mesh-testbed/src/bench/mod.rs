@@ -94,9 +94,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if paths.is_empty() {
             continue;
         }
-        let systems = System::ALL
-            .into_iter()
-            .filter(|system| ground == Ground::Clear || *system != System::NoMesh);
+        let systems = System::ALL.into_iter().filter(|system| {
+            let mut paths = paths.iter();
+            paths.any(|path| path.ours() == *system || path.references().contains(system))
+        });
         let stages = systems
             .map(|system| Stage::set(system, ground, args.verbose))
             .collect::<Result<Vec<_>>>()?;

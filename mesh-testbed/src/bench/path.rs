@@ -12,6 +12,9 @@ pub(super) enum Path {
     /// TCP balanced in connect(2); no proxy.
     #[value(name = "l4-direct")]
     L4Direct,
+    /// The same with same-node acceleration.
+    #[value(name = "l4-direct-sockmap")]
+    L4DirectSockmap,
     /// TCP through the agent, because of an idle timeout.
     #[value(name = "l4-agent")]
     L4Agent,
@@ -80,9 +83,12 @@ impl Path {
 
     pub(super) fn ground(self) -> Ground {
         match self {
-            Self::L4Direct | Self::L4Agent | Self::L7Http1 | Self::L7H2 | Self::L7Grpc => {
-                Ground::Clear
-            }
+            Self::L4Direct
+            | Self::L4DirectSockmap
+            | Self::L4Agent
+            | Self::L7Http1
+            | Self::L7H2
+            | Self::L7Grpc => Ground::Clear,
             Self::MtlsL4 | Self::MtlsL4Hbone | Self::MtlsL7 => Ground::TwoNodes,
             Self::SameNodeL7 => Ground::OneNode,
         }
@@ -91,6 +97,7 @@ impl Path {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::L4Direct => "l4-direct",
+            Self::L4DirectSockmap => "l4-direct-sockmap",
             Self::L4Agent => "l4-agent",
             Self::L7Http1 => "l7-http1",
             Self::L7H2 => "l7-h2",
@@ -102,11 +109,20 @@ impl Path {
         }
     }
 
+    /// Which of our stages carries it.
+    pub(super) fn ours(self) -> System {
+        match self {
+            Self::L4DirectSockmap => System::Accelerated,
+            _ => System::Ours,
+        }
+    }
+
     /// Whom we are compared with. What is called a reference does the same work: no mesh for what
     /// the kernel does alone, Envoy with the same listener and cluster for the rest.
     pub(super) fn references(self) -> &'static [System] {
         match self {
             Self::L4Direct | Self::L4Agent => &[System::NoMesh, System::Envoy],
+            Self::L4DirectSockmap => &[System::NoMesh],
             Self::L7Http1
             | Self::L7H2
             | Self::L7Grpc
@@ -120,6 +136,7 @@ impl Path {
     pub(super) fn protocol(self) -> Protocol {
         match self {
             Self::L4Direct
+            | Self::L4DirectSockmap
             | Self::L4Agent
             | Self::L7Http1
             | Self::MtlsL4
@@ -133,7 +150,7 @@ impl Path {
 
     pub(super) fn measures(self) -> &'static [Measure] {
         match self {
-            Self::L4Direct => &[
+            Self::L4Direct | Self::L4DirectSockmap => &[
                 Measure::Load,
                 Measure::Latency,
                 Measure::Connects,

@@ -19,6 +19,8 @@ use super::servers::{self, Servers};
 pub(super) enum System {
     /// This project.
     Ours,
+    /// The same with same-node acceleration, which needs the server's pod to be enrolled, too.
+    Accelerated,
     /// Nobody; the client dials the server.
     NoMesh,
     /// Envoy in the client's pod.
@@ -26,11 +28,12 @@ pub(super) enum System {
 }
 
 impl System {
-    pub(super) const ALL: [Self; 3] = [Self::Ours, Self::NoMesh, Self::Envoy];
+    pub(super) const ALL: [Self; 4] = [Self::Ours, Self::Accelerated, Self::NoMesh, Self::Envoy];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
+            Self::Accelerated => "ours, accelerated",
             Self::NoMesh => "no mesh",
             Self::Envoy => "envoy",
         }
@@ -87,8 +90,22 @@ impl Stage {
         let mut secrets = None;
         let proxy = match (system, ground) {
             (System::NoMesh, _) => Proxy::None,
-            (System::Ours, Ground::Clear) => {
-                Proxy::Agents(vec![agent(&testbed, &client, &services, verbose)?])
+            (System::Ours, Ground::Clear) => Proxy::Agents(vec![agent(
+                &testbed,
+                &[&client],
+                "off",
+                &services,
+                verbose,
+            )?]),
+            (System::Accelerated, _) => {
+                let pods = [&client, &server];
+                Proxy::Agents(vec![agent(
+                    &testbed,
+                    &pods,
+                    "unchecked",
+                    &services,
+                    verbose,
+                )?])
             }
             (System::Envoy, Ground::Clear) => {
                 Proxy::Envoys(vec![super::envoy::sidecar(&client, &services, verbose)?])
@@ -121,7 +138,9 @@ impl Stage {
     pub(super) fn address(&self, path: Path, port: Port) -> SocketAddr {
         match self.system {
             System::NoMesh => SocketAddr::new(self.server.ip4().into(), server_port(path, port)),
-            System::Ours | System::Envoy => service_address(&self.testbed, path, port),
+            System::Ours | System::Accelerated | System::Envoy => {
+                service_address(&self.testbed, path, port)
+            }
         }
     }
 
@@ -163,7 +182,7 @@ fn services(testbed: &Testbed, server: &Pod) -> Vec<Service> {
     for &path in Path::all() {
         let handling = match path {
             Path::MtlsL4 | Path::MtlsL4Hbone | Path::MtlsL7 | Path::SameNodeL7 => continue,
-            Path::L4Direct => Handling::Tcp,
+            Path::L4Direct | Path::L4DirectSockmap => Handling::Tcp,
             Path::L4Agent => Handling::TcpIdle,
             Path::L7Http1 => Handling::Http1,
             Path::L7H2 | Path::L7Grpc => Handling::Http2,
@@ -206,12 +225,16 @@ fn server_port(path: Path, port: Port) -> u16 {
 
 fn agent(
     testbed: &Testbed,
-    client: &Pod,
+    pods: &[&Pod],
+    acceleration: &str,
     services: &[Service],
     verbose: bool,
 ) -> Result<MeshAgent> {
     let config = json!({
-        "workloads": [{ "name": "client", "netns": client.netns_path() }],
+        "workloads": pods
+            .iter()
+            .map(|pod| json!({ "name": pod.name(), "netns": pod.netns_path() }))
+            .collect::<Vec<_>>(),
         "static_resources": {
             "listeners": services.iter().map(Service::listener).collect::<Vec<_>>(),
             "clusters": services.iter().map(Service::cluster).collect::<Vec<_>>(),
@@ -220,5 +243,9 @@ fn agent(
     if verbose {
         println!("mesh-agent:\n{}", serde_json::to_string_pretty(&config)?);
     }
-    MeshAgent::start(testbed, &config.to_string()).context("the agent cannot be measured")
+    MeshAgent::builder(testbed)?
+        .arg("--acceleration")
+        .arg(acceleration)
+        .start(&config.to_string())
+        .context("the agent cannot be measured")
 }

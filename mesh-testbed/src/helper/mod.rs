@@ -10,4 +10,5 @@ pub(crate) mod paced;
 pub(crate) mod peer;
 pub(crate) mod raw_http;
 pub(crate) mod sockets;
+pub(crate) mod stream;
 pub(crate) mod talk;

@@ -65,6 +65,9 @@ impl Node {
                         .map_err(|error| anyhow::anyhow!("{name}: {}", last_lines(&error)))?;
                     program.attach(&cgroup, mode)?;
                 }
+                Program::SkMsg(program) => program
+                    .load()
+                    .map_err(|error| anyhow::anyhow!("{name}: {}", last_lines(&error)))?,
                 Program::SkLookup(program) => program
                     .load()
                     .map_err(|error| anyhow::anyhow!("{name}: {}", last_lines(&error)))?,

@@ -13,8 +13,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use aya::maps::Map;
-use mesh_common::{Addr, sk_flags};
+use aya::maps::{HashMap, Map, MapData};
+use mesh_common::{Addr, Pair, Side, sk_flags};
 
 use crate::workload::Pod;
 
@@ -126,9 +126,15 @@ impl Datapath {
             return Err(DatapathError::Missing("map SK").into());
         };
         let storage = storage.fd().as_fd().try_clone_to_owned()?;
+        let pairs = self
+            .ebpf
+            .take_map("PAIRS")
+            .ok_or(DatapathError::Missing("map PAIRS"))?
+            .try_into()?;
         let (orders, todo) = channel();
         let walker = Walker {
             storage,
+            pairs,
             pods: Vec::new(),
             observer: Box::new(observer),
         };
@@ -150,6 +156,8 @@ impl Datapath {
 
 struct Walker {
     storage: OwnedFd,
+    /// What went past TCP.
+    pairs: HashMap<MapData, u64, Pair>,
     pods: Vec<Arc<Pod>>,
     observer: Box<dyn Observer>,
 }
@@ -174,13 +182,14 @@ impl Walker {
         self.observer.begin();
         for pod in &self.pods {
             let result = connections(&self.storage, pod, |_, live| {
+                let fast = self.pairs.get(&live.cookie, 0).unwrap_or_default();
                 self.observer.sample(&Sample {
                     cookie: live.cookie,
                     netns_cookie: live.state.netns_cookie,
                     cluster: live.state.cluster,
                     addr: live.socket.ends().1.ip().into(),
-                    sent_bytes: live.sent_bytes,
-                    received_bytes: live.received_bytes,
+                    sent_bytes: live.sent_bytes + fast.bytes[Side::CLIENT as usize],
+                    received_bytes: live.received_bytes + fast.bytes[Side::SERVER as usize],
                     srtt_us: live.srtt_us,
                     retransmits: live.retransmits,
                 });
