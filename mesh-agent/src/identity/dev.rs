@@ -78,7 +78,8 @@ impl DevAuthority {
             reason: error.to_string(),
         };
         let key = KeyPair::generate().map_err(failed)?;
-        let params = request(id, validity).map_err(failed)?;
+        let mut params = request(id, validity).map_err(failed)?;
+        params.serial_number = Some(serial());
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
         Ok(Signed {
             chain: certificate.pem(),
@@ -88,7 +89,8 @@ impl DevAuthority {
     }
 }
 
-/// A leaf certificate of an identity; empty subject, as SPIFFE allows and Istio does.
+/// A leaf certificate of an identity; empty subject, as SPIFFE allows and Istio does. Who signs it
+/// numbers it.
 pub(super) fn request(
     id: &SpiffeId,
     validity: Duration,
@@ -107,7 +109,6 @@ pub(super) fn request(
     let now = SystemTime::now();
     params.not_before = (now - SKEW).into();
     params.not_after = (now + validity).into();
-    params.serial_number = Some(serial());
     Ok(params)
 }
 

@@ -182,6 +182,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_asked_for_can_be_written_down() {
+        let id = SpiffeId::from("spiffe://cluster.local/ns/shop/sa/web");
+        let key = KeyPair::generate().unwrap();
+        let params = request(&id, Duration::from_secs(3600)).unwrap();
+        let csr = params.serialize_request(&key).unwrap();
+        assert!(csr.pem().unwrap().contains("CERTIFICATE REQUEST"));
+    }
+
+    #[test]
     fn each_identity_has_its_own_file_if_the_name_says_so() {
         let id = SpiffeId::from("spiffe://cluster.local/ns/shop/sa/web");
         let one = Path::new("/run/tokens/{namespace}/{service_account}");
