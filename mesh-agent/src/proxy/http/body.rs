@@ -435,6 +435,7 @@ impl ProxyBody {
     pub(super) fn poll_limits(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::Own(_) => Poll::Pending,
+            Self::Compressed(compressed) => compressed.poll_limits(cx),
             Self::Upstream(streamed) => streamed.limits.poll(cx).map(|_| ()),
         }
     }

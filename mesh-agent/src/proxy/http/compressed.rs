@@ -106,6 +106,10 @@ impl Compressed {
         self.encoder.is_none() && self.trailers.is_none()
     }
 
+    pub(super) fn poll_limits(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.body.poll_limits(cx)
+    }
+
     pub(super) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
