@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use mesh_testbed::wire::End;
+use serde_json::json;
+
 use mesh_testbed::{Connect, Curl, MeshAgent, Pod, Server, Talk, Testbed, eventually, needs_root};
 
 use common::{Config, PATIENCE, greeted_by};
@@ -209,6 +211,48 @@ fn inbound_http_is_routed_in_the_server_pod() -> Result<()> {
         plain.status, 200,
         "without the agent the pod is reached as before"
     );
+    Ok(())
+}
+
+#[test]
+fn each_connection_is_served_by_its_own_filter_chain_named_or_not() -> Result<()> {
+    needs_root!(Ok(()));
+    let testbed = Testbed::new()?;
+    let (client, server) = (testbed.pod("client")?, testbed.pod("server")?);
+    let _apps = [
+        Server::http(&server, "app", "v1", 8080)?,
+        Server::http(&server, "app", "v1", 8081)?,
+        Server::http(&server, "app", "v1", 8082)?,
+    ];
+    let answers = |text: &str| {
+        json!([{ "name": "envoy.filters.network.http_connection_manager", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": "in",
+            "http_filters": [{ "name": "envoy.filters.http.router", "typed_config":
+                { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } }],
+            "route_config": { "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": [{
+                "match": { "prefix": "/" },
+                "direct_response": { "status": 200, "body": { "inline_string": text } } }] }] },
+        } }])
+    };
+    let config = json!({
+        "workloads": [{ "name": "server", "netns": server.netns_path() }],
+        "static_resources": { "listeners": [{
+            "name": "inbound",
+            "address": { "socket_address": { "address": "0.0.0.0", "port_value": 15006 } },
+            "traffic_direction": "INBOUND",
+            "filter_chains": [
+                { "filter_chain_match": { "destination_port": 8080 }, "filters": answers("one") },
+                { "filter_chain_match": { "destination_port": 8081 }, "filters": answers("two") },
+            ],
+            "default_filter_chain": { "filters": answers("other") },
+        }] },
+    });
+    let _agent = MeshAgent::start(&testbed, &config.to_string())?;
+    for (port, expected) in [(8080, "one"), (8081, "two"), (8082, "other")] {
+        let served = Curl::get(&client, &format!("http://{}:{port}/", server.ip4())).send()?;
+        assert_eq!(served.text(), expected, "port {port}");
+    }
     Ok(())
 }
 

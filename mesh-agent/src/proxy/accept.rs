@@ -229,6 +229,7 @@ async fn listened(
             let place = http::Place {
                 listener: listener.name.clone(),
                 chain: chain.name.clone(),
+                key: chain.key,
                 peer,
             };
             // On its own: connections that are not HTTP need not make room for it.

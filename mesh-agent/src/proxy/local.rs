@@ -81,6 +81,8 @@ pub(super) struct Arrival {
     pub(super) listener: Arc<Listener>,
     /// The name of its filter chain.
     pub(super) chain: crate::config::model::Name,
+    /// Its [`key`](crate::config::model::listener::FilterChain::key).
+    pub(super) key: u64,
     /// What serves it.
     pub(super) terminal: Terminal,
     /// Who the client is.
@@ -188,6 +190,7 @@ impl Way<'_> {
         Some(Arrived::Anew(Box::new(Arrival {
             caught,
             chain: chain.name.clone(),
+            key: chain.key,
             terminal: chain.terminal.clone(),
             listener,
             peer,

@@ -14,6 +14,8 @@ use envoy_types::pb::envoy::r#type::v3::HashPolicy;
 use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
 use envoy_types::pb::google::protobuf::Any;
+use prost::Message as _;
+use xxhash_rust::xxh64::xxh64;
 
 use crate::config::model::hbone::{self as model_hbone, MAIN_INTERNAL, ORIGINATE, TERMINATE};
 use crate::config::model::tls::DownstreamTransport;
@@ -148,6 +150,11 @@ fn convert(message: &pb::Listener, role: Role, problems: &mut Problems) -> Liste
         .default_filter_chain
         .as_ref()
         .and_then(|chain| filter_chain(chain, "default_filter_chain", problems))
+        // Another one may match everything, too.
+        .map(|chain| FilterChain {
+            key: !chain.key,
+            ..chain
+        })
         .or(api);
     Listener {
         name: name.into(),
@@ -187,6 +194,7 @@ fn api_chain(any: Option<&Any>, problems: &mut Problems) -> Option<FilterChain> 
     let hcm = hcm::convert(&message, path, problems)?;
     Some(FilterChain {
         name: "api_listener".into(),
+        key: 0,
         matcher: FilterChainMatch::default(),
         rbac: Vec::new(),
         terminal: Terminal::Http(Arc::new(hcm)),
@@ -252,11 +260,22 @@ fn filter_chain(
     }
     Some(FilterChain {
         name: message.name.as_str().into(),
+        key: key(message),
         matcher,
         rbac,
         terminal: terminal?,
         transport: transport?,
     })
+}
+
+/// Envoy lets no two chains of a listener match alike; only the default one matches nothing.
+fn key(message: &pb::FilterChain) -> u64 {
+    let mut bytes = message.name.as_bytes().to_vec();
+    bytes.push(0);
+    if let Some(matcher) = &message.filter_chain_match {
+        bytes.extend(matcher.encode_to_vec());
+    }
+    xxh64(&bytes, 0)
 }
 
 fn network_filter(filter: &pb::Filter, path: &str, problems: &mut Problems) -> Option<Terminal> {

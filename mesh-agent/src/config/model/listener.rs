@@ -153,6 +153,9 @@ impl PortPredicate {
 pub struct FilterChain {
     /// Empty when the configuration gives none.
     pub name: Name,
+    /// Tells it from the listener's other chains, from one configuration to the next: names may
+    /// be absent, and matches differ.
+    pub key: u64,
     /// Which connections it takes.
     pub matcher: FilterChainMatch,
     /// `envoy.filters.network.rbac`, in order: who may connect at all.

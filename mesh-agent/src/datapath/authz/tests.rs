@@ -37,6 +37,7 @@ fn rules(action: Action, policies: Vec<(Vec<Rule>, Vec<Rule>)>) -> Rbac {
 fn chain(port: Option<u16>, rbac: Vec<Rbac>) -> FilterChain {
     FilterChain {
         name: "".into(),
+        key: 0,
         matcher: FilterChainMatch {
             destination_port: port,
             ..FilterChainMatch::default()

@@ -361,6 +361,7 @@ impl Connection {
                 let place = proxy_http::Place {
                     listener: on.listener.name.clone(),
                     chain: chain.name.clone(),
+                    key: chain.key,
                     peer: self.tunnel.peer.clone(),
                 };
                 let (caught, hcm) = (self.caught.clone(), hcm.clone());

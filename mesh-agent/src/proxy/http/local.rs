@@ -66,6 +66,7 @@ impl Sender<'_> {
         let place = Place {
             listener: arrival.listener.name.clone(),
             chain: arrival.chain.clone(),
+            key: arrival.key,
             peer: arrival.peer.clone(),
         };
         let connection = Rc::new(Connection::new(

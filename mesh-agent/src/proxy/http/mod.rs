@@ -62,6 +62,7 @@ pub(super) use retry::Tried;
 pub(super) struct Place {
     pub(super) listener: Name,
     pub(super) chain: Name,
+    pub(super) key: u64,
     /// Who is at the other end.
     pub(super) peer: Peer,
 }
@@ -129,7 +130,7 @@ impl Connection {
                     .filter_chains
                     .iter()
                     .chain(&listener.default_filter_chain)
-                    .find(|chain| chain.name == self.place.chain)
+                    .find(|chain| chain.key == self.place.key)
             })
             .and_then(|chain| match &chain.terminal {
                 Terminal::Http(hcm) => Some(hcm.clone()),
