@@ -24,12 +24,20 @@ const TOOLS: [(&str, &str); 7] = [
 #[derive(Debug, ClapArgs)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Args {
-    /// What `mesh-testbed bench` understands: try --help.
+    /// What `mesh-testbed bench` understands: try --help. `micro` measures single steps instead,
+    /// and takes what criterion understands.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(("micro", criterion)) = args
+        .args
+        .split_first()
+        .map(|(first, rest)| (&**first, rest))
+    {
+        return micro(criterion);
+    }
     if !is_root() {
         bail!(
             "the benchmark makes network namespaces and loads kernel programs; \
@@ -60,5 +68,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .env("MESH_AGENT_BIN", programs.join("mesh-agent"))
             .env("MESH_TESTBED_BIN", programs.join("mesh-testbed"))
             .env("ENVOY_BIN", envoy),
+    )
+}
+
+/// Single steps of the data plane, by criterion; needs no root.
+fn micro(args: &[String]) -> Result<()> {
+    ebpf::build()?;
+    say("the benchmarks of single steps, optimised (the first time takes minutes)");
+    run_command(
+        cargo()
+            .args(["bench", "--package=mesh-agent", "--bench=micro", "--"])
+            .args(args),
     )
 }

@@ -24,7 +24,7 @@ mod pins;
 pub mod plan;
 mod pods;
 pub mod reconcile;
-mod sink;
+pub mod sink;
 mod sockets;
 pub mod sources;
 mod status;

@@ -11,6 +11,8 @@ mod health;
 mod http;
 mod lb;
 mod local;
+#[doc(hidden)]
+pub mod micro;
 mod record;
 mod sniff;
 mod standing;

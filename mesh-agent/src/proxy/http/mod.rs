@@ -20,6 +20,7 @@ mod limits;
 mod lines;
 mod local;
 mod message;
+pub(super) mod micro;
 mod mirror;
 mod normal;
 pub(super) mod pool;

@@ -1,0 +1,96 @@
+//! Steps of the request path, one at a time, for `cargo xtask bench micro`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
+
+use crate::config::model::listener::{RouteSource, Terminal};
+use crate::config::model::route::{Route, RouteConfiguration};
+use crate::snapshot::View;
+
+use super::headers::{self, Facts, Side};
+use super::message::{Metadata, Path, Request, text};
+use super::router;
+
+/// A route table, as requests are matched against it.
+#[derive(Debug)]
+pub struct Routes(Arc<RouteConfiguration>);
+
+/// A request as it was parsed.
+#[derive(Debug, Clone)]
+pub struct Asked(Request);
+
+impl Asked {
+    /// A GET request; `None`: something of it has no place in a request.
+    pub fn get(authority: &str, path: &str, headers: &[(&str, &str)]) -> Option<Self> {
+        let headers = headers.iter().map(|(name, value)| {
+            let name = HeaderName::try_from(*name).ok()?;
+            Some((name, HeaderValue::from_str(value).ok()?))
+        });
+        Some(Self(Request {
+            method: Method::GET,
+            path: Path::new(Bytes::copy_from_slice(path.as_bytes()))?,
+            authority: HeaderValue::from_str(authority).ok()?,
+            scheme: "http",
+            version: Version::HTTP_11,
+            headers: headers.collect::<Option<HeaderMap>>()?,
+            metadata: Metadata::default(),
+            pinned: None,
+        }))
+    }
+}
+
+impl Routes {
+    /// Those of the first HTTP filter chain of a view's listener.
+    pub fn of(view: &View, destination: SocketAddr) -> Option<Self> {
+        let listener = view.outbound.find(destination)?;
+        let hcm = listener
+            .filter_chains
+            .iter()
+            .find_map(|chain| match &chain.terminal {
+                Terminal::Http(hcm) => Some(hcm),
+                Terminal::Tcp(_) => None,
+            })?;
+        match &hcm.routes {
+            RouteSource::Inline(routes) => Some(Self(routes.clone())),
+            RouteSource::Rds(name) => view.routes.get(name).cloned().map(Self),
+        }
+    }
+
+    /// The name of the route that takes the request.
+    pub fn find(&self, asked: &Asked) -> Option<&str> {
+        self.route(asked).map(|route| &*route.name)
+    }
+
+    /// Does to the request's headers what its route says.
+    pub fn mutate(&self, asked: &mut Asked) {
+        let Some(route) = self.route(asked) else {
+            return;
+        };
+        let mut headers = std::mem::take(&mut asked.0.headers);
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let facts = Facts {
+            peer: nowhere,
+            local: nowhere,
+            method: &asked.0.method,
+            path: asked.0.path.as_str(),
+            authority: text(&asked.0.authority),
+            version: asked.0.version,
+            route: &route.name,
+            cluster: "",
+            upstream: None,
+        };
+        headers::mutate(&mut headers, &route.request_headers, &facts, Side::Request);
+        asked.0.headers = headers;
+    }
+
+    fn route(&self, asked: &Asked) -> Option<&Route> {
+        let request = router::View {
+            request: &asked.0,
+            random: 0,
+        };
+        router::route(&self.0, &request).map(|(_, route)| &**route)
+    }
+}
