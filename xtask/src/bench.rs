@@ -10,7 +10,9 @@ use crate::sh::{cargo, is_root, run as run_command, say, which};
 use crate::{apt, ebpf, envoy, workspace};
 
 /// Packages whose programs make the load, and lead Envoy's traffic to it.
-const TOOLS: [(&str, &str); 7] = [
+const TOOLS: [(&str, &str); 8] = [
+    // The agent's allocator is C with a makefile.
+    ("make", "make"),
     ("ip", "iproute2"),
     ("nginx", "nginx-light"),
     ("wrk", "wrk"),

@@ -28,7 +28,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
              type: sudo -E env PATH=\"$PATH\" cargo xtask demo"
         );
     }
-    let mut missing: Vec<&str> = [("ip", "iproute2"), ("curl", "curl")]
+    let mut missing: Vec<&str> = [("ip", "iproute2"), ("curl", "curl"), ("make", "make")]
         .iter()
         .filter(|(program, _)| which(program).is_none())
         .map(|(_, package)| *package)

@@ -87,6 +87,11 @@ fn building() -> Vec<Finding> {
             "apt-get install gcc (aws-lc, the cryptography, is C)",
         ),
         need(
+            "make",
+            program("make"),
+            "apt-get install make (jemalloc, the agent's allocator, is built with it)",
+        ),
+        need(
             "rustc for BPF",
             toolchain.map(|toolchain| toolchain.to_string()),
             "apt-get install rustc-web rust-web-src rust-web-llvm, or rustup toolchain install \

@@ -28,7 +28,9 @@ pub(crate) enum Part {
 }
 
 /// Packages whose programs the tests and the demo call.
-const TOOLS: [(&str, &str); 7] = [
+const TOOLS: [(&str, &str); 8] = [
+    // The agent's allocator is C with a makefile.
+    ("make", "make"),
     ("ip", "iproute2"),
     ("curl", "curl"),
     ("h2load", "nghttp2-client"),
