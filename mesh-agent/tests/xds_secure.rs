@@ -5,7 +5,7 @@ mod common;
 
 use anyhow::{Context as _, Result, ensure};
 use mesh_testbed::ads::{Ads, ENDPOINTS, Security};
-use mesh_testbed::{eventually, needs_root};
+use mesh_testbed::{eventually, loopback, needs_root};
 
 use common::certs::{Authority, arg};
 use common::resources::endpoints;
@@ -113,7 +113,7 @@ fn a_server_that_cannot_be_trusted_is_not_asked() -> Result<()> {
     let roots = arg(&right.root_file()?);
     // Certified by somebody else.
     let scene = refused(
-        server(&wrong, "127.0.0.1")?,
+        server(&wrong, &loopback::address().to_string())?,
         &["--xds-ca", &roots],
         &[
             "UnknownIssuer",
@@ -130,7 +130,7 @@ fn a_server_that_cannot_be_trusted_is_not_asked() -> Result<()> {
         &["--xds-server-name", "istiod.istio-system.svc"],
     )?;
     // Not valid any more.
-    let expired = right.issue_expired(&["127.0.0.1"])?;
+    let expired = right.issue_expired(&[&loopback::address().to_string()])?;
     refused(
         Security {
             identity: Some(expired.pair()),
@@ -148,7 +148,7 @@ fn a_server_that_does_not_know_us_says_what_it_wants() -> Result<()> {
     let authority = Authority::new("all")?;
     let roots = arg(&authority.root_file()?);
     let plain = Security::default();
-    let tls = server(&authority, "127.0.0.1")?;
+    let tls = server(&authority, &loopback::address().to_string())?;
     let mutual = Security {
         client_roots: Some(authority.root()),
         ..tls.clone()
@@ -240,7 +240,7 @@ fn tls_to_a_plaintext_port_and_the_other_way_round_are_told_apart() -> Result<()
         &["it does not speak TLS there"],
     )?;
     let scene = refused(
-        server(&authority, "127.0.0.1")?,
+        server(&authority, &loopback::address().to_string())?,
         &[],
         &["it may want TLS: --xds-ca"],
     )?;

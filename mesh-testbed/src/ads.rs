@@ -4,7 +4,7 @@ mod security;
 mod state;
 mod stream;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use tonic::service::interceptor::InterceptedService;
 
+use crate::loopback;
 use state::Shared;
 use stream::Service;
 
@@ -82,7 +83,7 @@ impl Ads {
             security,
             remote,
             state: Arc::default(),
-            address: (Ipv4Addr::LOCALHOST, 0).into(),
+            address: loopback::socket()?,
             stop: None,
             thread: None,
         };

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 
 use crate::page::{Page, request};
 use crate::testbed::NODE_CGROUP_AGENT;
-use crate::{Testbed, binary, cgroup};
+use crate::{Testbed, binary, cgroup, loopback};
 
 /// How long the agent may take to become ready, and to stop.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -54,10 +54,6 @@ impl MeshAgent {
     /// # Errors
     /// No port is free.
     pub fn builder(testbed: &Testbed) -> Result<MeshAgentBuilder> {
-        let free = || -> Result<SocketAddr> {
-            let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-            Ok(listener.local_addr()?)
-        };
         Ok(MeshAgentBuilder {
             cgroup: testbed.cgroup().to_owned(),
             procs: testbed
@@ -65,8 +61,8 @@ impl MeshAgent {
                 .join(NODE_CGROUP_AGENT)
                 .join("cgroup.procs"),
             bpffs: testbed.bpffs().to_owned(),
-            admin: free().context("no port for the admin pages")?,
-            readiness: free().context("no port for readiness")?,
+            admin: loopback::socket()?,
+            readiness: loopback::socket()?,
             args: Vec::new(),
             env: Vec::new(),
             resolv_conf: None,

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::loopback;
 use crate::page::send;
 use crate::process::Process;
 
@@ -36,8 +37,7 @@ impl GoControlPlane {
     /// # Errors
     /// There is no program.
     pub fn start() -> Result<Self> {
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let (process, ready) = spawn(any, any)?;
+        let (process, ready) = spawn(loopback::socket()?, loopback::socket()?)?;
         Ok(Self {
             process: Some(process),
             ready,

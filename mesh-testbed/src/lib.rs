@@ -30,6 +30,7 @@ mod id;
 mod ip;
 mod istiod;
 mod lease;
+pub mod loopback;
 mod name_server;
 mod netns;
 mod nginx;
