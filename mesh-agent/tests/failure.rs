@@ -13,13 +13,12 @@ use nix::sys::signal::Signal;
 use common::{Config, greeted_by, metric};
 
 /// Longer than a heart may stand still.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// What makes the agent carry a service that the kernel could.
 const IN_AGENT: &str = ", idle_timeout: 3000s";
 
 fn served(pod: &Pod, at: SocketAddr) -> bool {
     Connect::to(at)
-        .option("--timeout-ms", 1000)
         .run_one(pod)
         .and_then(|one| greeted_by(&one))
         .is_ok()

@@ -2,7 +2,7 @@
 //!
 //! As in Istio, *sent* is what the server sent and *received* what it received, whoever reports.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,6 +18,9 @@ use crate::snapshot::{Snapshot, ViewId};
 
 use super::labels::{Ends, Service, render};
 use super::pods::Pods;
+
+/// How many connections that ended are kept in mind.
+const JUST_ENDED: usize = 1024;
 
 /// Counters of one set of labels.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +48,10 @@ pub(super) struct TcpConnections {
     clusters: Clusters,
     /// Connections that are open and were looked at, by cookie.
     reported: HashMap<u64, Reported>,
-    /// Connections that ended since the look that is under way began.
+    /// Connections that ended since the look that is under way began, and just before it.
     ended: Option<HashSet<u64>>,
+    /// Those that ended last: a look may still show what has just said that it ended.
+    just_ended: VecDeque<u64>,
     /// Looks so far.
     looks: u64,
 }
@@ -112,6 +117,10 @@ impl TcpConnections {
             if let Some(ended) = &mut self.ended {
                 ended.insert(event.cookie);
             }
+            if self.just_ended.len() == JUST_ENDED {
+                self.just_ended.pop_front();
+            }
+            self.just_ended.push_back(event.cookie);
         }
         let counters = self.by_labels.entry(labels).or_default();
         match kind {
@@ -158,7 +167,7 @@ impl TcpConnections {
     /// A look at open connections begins.
     pub(super) fn begin_samples(&mut self) {
         self.looks += 1;
-        self.ended = Some(HashSet::new());
+        self.ended = Some(self.just_ended.iter().copied().collect());
     }
 
     /// Counts what an open connection carried since it was last looked at.

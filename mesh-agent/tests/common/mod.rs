@@ -22,7 +22,7 @@ use mesh_testbed::wire::Connection;
 use mesh_testbed::{MeshAgent, Pod, eventually};
 
 /// How long the agent may take for what it does on its own.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A configuration, piece by piece.
 #[derive(Default)]

@@ -287,10 +287,20 @@ fn as_asked(args: &Args, address: SocketAddr) -> SockAddr {
     }
 }
 
-/// Whether a byte comes back.
+/// Whether a byte comes back, after all that came back before it. So what was sent is acknowledged
+/// by then, and nothing is left unread.
 fn is_alive(mut socket: &Socket) -> bool {
-    let mut byte = [0];
-    socket.write_all(b".").is_ok() && socket.read_exact(&mut byte).is_ok()
+    let mut buffer = [0; 4096];
+    if socket.write_all(b".").is_err() {
+        return false;
+    }
+    loop {
+        match socket.read(&mut buffer) {
+            Ok(read) if read > 0 && buffer[read - 1] == b'.' => return true,
+            Ok(read) if read > 0 => {}
+            _ => return false,
+        }
+    }
 }
 
 fn micros(since: Instant) -> u64 {

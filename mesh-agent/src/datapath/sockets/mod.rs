@@ -11,7 +11,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, Map, MapData};
 use mesh_common::{Addr, Pair, Side, sk_flags};
@@ -164,15 +164,20 @@ struct Walker {
 
 impl Walker {
     fn run(mut self, todo: &Receiver<Order>) {
+        let mut next = Instant::now() + PERIOD;
         loop {
-            match todo.recv_timeout(PERIOD) {
+            // Orders do not put a look off, however many come.
+            match todo.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(Order::Pods(pods)) => self.pods = pods,
                 Ok(Order::Close(routes)) => self.close(&routes),
                 Ok(Order::Revoke(revocation)) => {
                     let result = self.revoke(&revocation);
                     tell(&revocation.pod, "look at", result);
                 }
-                Err(RecvTimeoutError::Timeout) => self.look(),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.look();
+                    next = Instant::now() + PERIOD;
+                }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
