@@ -109,15 +109,8 @@ impl Ads {
     /// # Errors
     /// Another took the port.
     pub fn resume(&mut self) -> Result<()> {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket
-            .bind(&self.address.into())
-            .context("the port is taken")?;
-        socket.listen(64)?;
-        socket.set_nonblocking(true)?;
-        let listener: std::net::TcpListener = socket.into();
-        self.address = listener.local_addr()?;
+        let listener = loopback::listen(self.address)?;
+        listener.set_nonblocking(true)?;
         let (stop, stopped) = oneshot::channel::<()>();
         let service = Service::new(self.state.clone());
         let mut server = tonic::transport::Server::builder();

@@ -1,10 +1,15 @@
 //! Addresses of loopback that no other process takes, for what has to listen on the machine
 //! itself and perhaps again after a pause.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+
+/// How long a descriptor may live in a process that was forked and has not executed anything yet.
+const FORKED: Duration = Duration::from_secs(30);
 
 /// The first port given. All are below the kernel's ephemeral ones.
 const FIRST: u16 = 10_000;
@@ -31,6 +36,24 @@ pub fn socket() -> Result<SocketAddr> {
     Ok((address(), port).into())
 }
 
+/// Listens there, perhaps again: a listener that was closed lives on for a moment where another
+/// thread of this process forked to start a program.
+///
+/// # Errors
+/// Another listens there.
+pub fn listen(at: SocketAddr) -> Result<TcpListener> {
+    let deadline = Instant::now() + FORKED;
+    loop {
+        match TcpListener::bind(at) {
+            Ok(listener) => return Ok(listener),
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => bail!("cannot listen on {at}: {error}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,7 +64,8 @@ mod tests {
         assert_ne!(sockets[0], sockets[1]);
         for socket in sockets {
             assert!(socket.ip().is_loopback());
-            std::net::TcpListener::bind(socket).unwrap();
+            drop(listen(socket).unwrap());
+            listen(socket).unwrap();
         }
     }
 }

@@ -1,10 +1,11 @@
 //! A gRPC server that answers every call with bytes as they are.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
+use mesh_testbed::loopback;
 use tokio::sync::oneshot;
 
 /// Ends when dropped.
@@ -30,7 +31,7 @@ impl RawGrpc {
 
     /// As [`Self::start`], without lengths.
     pub(crate) fn frames(at: SocketAddr, frames: Vec<Bytes>) -> Result<Self> {
-        let listener = TcpListener::bind(at)?;
+        let listener = loopback::listen(at)?;
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
