@@ -254,11 +254,18 @@ fn a_server_that_does_not_speak_the_protocol_is_named_and_left_alone() -> Result
             .with_context(|| scene.agent.log())?;
         assert_eq!(scene.served_by()?, "one");
         drop(raw);
-        scene.ads.resume()?;
+        // The real server has something to say: a stream that brought nothing is followed by a
+        // wait, and each of these by a longer one.
         let streams = scene.ads.streams();
-        eventually("the real server is found again", PATIENCE, || {
-            scene.ads.open_streams() > 0 || scene.ads.streams() > streams
-        })?;
+        scene.ads.change(|state| {
+            state.set(ENDPOINTS, "one", &endpoints("one", &[scene.one.addr4()]));
+        });
+        scene.ads.resume()?;
+        scene
+            .ads
+            .wait("an answer of the agent on a new stream", |asked| {
+                asked.stream > streams && !asked.nonce.is_empty()
+            })?;
     }
     // A message that is announced and does not come: nothing is kept for it in advance.
     scene.ads.stop();
@@ -267,6 +274,7 @@ fn a_server_that_does_not_speak_the_protocol_is_named_and_left_alone() -> Result
     let mut head = vec![0];
     head.extend(announced.to_be_bytes());
     let raw = RawGrpc::frames(at, vec![head.into(), vec![0; 1000].into()])?;
+    eventually("the beginning was sent", PATIENCE, || raw.calls() > 0)?;
     eventually("the stream is open", PATIENCE, || {
         metric(&scene.agent, "envoy_control_plane_connected_state").is_ok_and(|state| state == 1)
     })?;

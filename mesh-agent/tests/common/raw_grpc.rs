@@ -1,6 +1,8 @@
 //! A gRPC server that answers every call with bytes as they are.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,6 +12,7 @@ use tokio::sync::oneshot;
 
 /// Ends when dropped.
 pub(crate) struct RawGrpc {
+    calls: Arc<AtomicUsize>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -37,6 +40,8 @@ impl RawGrpc {
             .enable_all()
             .build()?;
         let (stop, stopped) = oneshot::channel::<()>();
+        let calls = Arc::<AtomicUsize>::default();
+        let counted = calls.clone();
         let thread = std::thread::spawn(move || {
             runtime.block_on(async {
                 let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
@@ -44,7 +49,7 @@ impl RawGrpc {
                 };
                 let serving = async {
                     while let Ok((stream, _)) = listener.accept().await {
-                        tokio::spawn(serve(stream, frames.clone()));
+                        tokio::spawn(serve(stream, frames.clone(), counted.clone()));
                     }
                 };
                 tokio::select! {
@@ -55,14 +60,24 @@ impl RawGrpc {
             runtime.shutdown_timeout(Duration::from_secs(1));
         });
         Ok(Self {
+            calls,
             stop: Some(stop),
             thread: Some(thread),
         })
     }
+
+    /// How many calls were sent everything.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
+    }
 }
 
 /// Whoever breaks off ends its own connection only.
-async fn serve(stream: tokio::net::TcpStream, frames: Vec<Bytes>) -> Result<(), h2::Error> {
+async fn serve(
+    stream: tokio::net::TcpStream,
+    frames: Vec<Bytes>,
+    calls: Arc<AtomicUsize>,
+) -> Result<(), h2::Error> {
     let mut connection = h2::server::handshake(stream).await?;
     while let Some(call) = connection.accept().await {
         let (request, mut respond) = call?;
@@ -74,6 +89,7 @@ async fn serve(stream: tokio::net::TcpStream, frames: Vec<Bytes>) -> Result<(), 
         for frame in &frames {
             body.send_data(frame.clone(), false)?;
         }
+        calls.fetch_add(1, Ordering::Relaxed);
         // Requests are read and thrown away.
         tokio::spawn(async move {
             let mut requests = request.into_body();
