@@ -11,6 +11,7 @@ use crate::config::model::cluster::Discovery;
 use crate::config::model::listener::{Listener, RouteSource, Terminal};
 
 use super::decode::{Decoded, Value};
+use super::shared::{Commons, Fingerprint, Shared};
 use super::types::{PerType, ResourceType};
 
 /// So many refusals are remembered: a server that sends rubbish under ever new names must not fill
@@ -24,6 +25,26 @@ pub(super) struct Entry {
     pub(super) good: Option<Good>,
     /// The server said that it does not exist, or did not say anything for too long.
     pub(super) absent: bool,
+}
+
+impl Entry {
+    /// Of what does not exist.
+    fn missing() -> Self {
+        Self {
+            good: None,
+            absent: true,
+        }
+    }
+}
+
+impl Fingerprint for Entry {
+    /// When it came is not told: equal entries of several streams have the time of the first.
+    fn seed(&self) -> u64 {
+        match &self.good {
+            Some(good) => good.value.seed(&good.version),
+            None => u64::from(self.absent),
+        }
+    }
 }
 
 /// A resource that was accepted.
@@ -49,9 +70,9 @@ pub struct Rejected {
 /// By kind and name.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
-    entries: PerType<BTreeMap<String, Entry>>,
+    entries: PerType<Shared<Entry>>,
     /// What listeners and clusters refer to, and how often.
-    wanted: PerType<BTreeMap<Name, usize>>,
+    wanted: PerType<Shared<usize>>,
     /// Grows when names come to be wanted or stop being it.
     wanted_version: PerType<u64>,
     change: Change,
@@ -95,8 +116,8 @@ pub(super) enum Change {
 
 impl Cache {
     /// All of a kind.
-    pub(super) fn of(&self, kind: ResourceType) -> &BTreeMap<String, Entry> {
-        self.entries.get(kind)
+    pub(super) fn of(&self, kind: ResourceType) -> &BTreeMap<Name, Entry> {
+        self.entries.get(kind).map()
     }
 
     /// One.
@@ -112,47 +133,40 @@ impl Cache {
         version: &str,
         decoded: Decoded,
     ) -> bool {
-        self.refer(&decoded.value);
-        let entry = self
-            .entries
-            .get_mut(kind)
-            .entry(name.to_owned())
-            .or_default();
-        let was_absent = std::mem::take(&mut entry.absent);
-        let changed = entry
-            .good
-            .as_ref()
-            .is_none_or(|good| good.raw != decoded.raw);
-        let told = entry
-            .good
-            .as_ref()
-            .is_none_or(|good| *good.version != *version);
-        let updated = match &entry.good {
-            Some(good) if !changed && *good.version == *version => good.updated,
-            _ => SystemTime::now(),
-        };
-        let before = entry.good.replace(Good {
-            value: decoded.value,
-            raw: decoded.raw,
-            version: version.into(),
-            updated,
-        });
-        if changed || told || was_absent {
-            match (&mut self.change, kind) {
-                (Change::Structure, _) => {}
-                (Change::Endpoints(names), ResourceType::Endpoint) if before.is_some() => {
-                    names.insert(name.to_owned());
-                }
-                (change @ Change::None, ResourceType::Endpoint) if before.is_some() => {
-                    *change = Change::Endpoints(BTreeSet::from([name.to_owned()]));
-                }
-                (change, _) => *change = Change::Structure,
-            }
-        }
-        if let Some(before) = before {
-            self.refer_no_more(&before.value);
-        }
         self.trouble.is_over(&(kind, name.to_owned()));
+        let entries = self.entries.get_mut(kind);
+        let known = entries.get(name);
+        let was_absent = known.is_some_and(|entry| entry.absent);
+        let good = known.and_then(|entry| entry.good.as_ref());
+        let changed = good.is_none_or(|good| good.raw != decoded.raw);
+        let told = good.is_none_or(|good| *good.version != *version);
+        if !(changed || told || was_absent) {
+            return false;
+        }
+        let before = good.map(|good| good.value.clone());
+        let name = decoded.value.name().clone();
+        match (&mut self.change, kind) {
+            (Change::Structure, _) => {}
+            (Change::Endpoints(names), ResourceType::Endpoint) if before.is_some() => {
+                names.insert(name.to_string());
+            }
+            (change @ Change::None, ResourceType::Endpoint) if before.is_some() => {
+                *change = Change::Endpoints(BTreeSet::from([name.to_string()]));
+            }
+            (change, _) => *change = Change::Structure,
+        }
+        let value = decoded.value.clone();
+        let entry = Entry {
+            good: Some(Good {
+                value: decoded.value,
+                raw: decoded.raw,
+                version: version.into(),
+                updated: SystemTime::now(),
+            }),
+            absent: false,
+        };
+        entries.insert(name, entry);
+        self.refer_anew(before.as_ref(), Some(&value));
         changed
     }
 
@@ -166,30 +180,38 @@ impl Cache {
         std::mem::take(&mut self.change)
     }
 
-    fn refer(&mut self, value: &Value) {
-        each_reference(value, |kind, name| {
+    /// A value came in place of another, or of none.
+    fn refer_anew(&mut self, before: Option<&Value>, value: Option<&Value>) {
+        let (before, after) = (references(before), references(value));
+        if before == after {
+            return;
+        }
+        for (kind, name) in after {
             let wanted = self.wanted.get_mut(kind);
-            match wanted.get_mut(name) {
-                Some(count) => *count += 1,
-                None => {
-                    wanted.insert(name.clone(), 1);
+            let count = wanted.get(&name).copied().unwrap_or(0);
+            wanted.insert(name, count + 1);
+            *self.wanted_version.get_mut(kind) += u64::from(count == 0);
+        }
+        for (kind, name) in before {
+            let wanted = self.wanted.get_mut(kind);
+            match wanted.get(&name).copied() {
+                None => {}
+                Some(1) => {
+                    wanted.remove(&name);
                     *self.wanted_version.get_mut(kind) += 1;
                 }
+                Some(count) => {
+                    wanted.insert(name, count - 1);
+                }
             }
-        });
+        }
     }
 
-    fn refer_no_more(&mut self, value: &Value) {
-        each_reference(value, |kind, name| {
-            let wanted = self.wanted.get_mut(kind);
-            if let Some(count) = wanted.get_mut(name) {
-                *count -= 1;
-                if *count == 0 {
-                    wanted.remove(name);
-                    *self.wanted_version.get_mut(kind) += 1;
-                }
-            }
-        });
+    /// Makes maps that equal another stream's one with it.
+    pub(super) fn share(&mut self, commons: &mut Commons) {
+        for kind in ResourceType::ALL {
+            commons.share(kind, self.entries.get_mut(kind), self.wanted.get_mut(kind));
+        }
     }
 
     /// Notes that a version is not taken; the last good one stays.
@@ -210,20 +232,15 @@ impl Cache {
     pub(super) fn remove(&mut self, kind: ResourceType, name: &str) -> bool {
         self.change = Change::Structure;
         self.trouble.is_over(&(kind, name.to_owned()));
+        let entries = self.entries.get_mut(kind);
         if kind.is_wildcard() {
-            let removed = self.entries.get_mut(kind).remove(name);
-            if let Some(good) = removed.as_ref().and_then(|entry| entry.good.as_ref()) {
-                self.refer_no_more(&good.value);
-            }
+            let removed = entries.remove(name);
+            let good = removed.as_ref().and_then(|entry| entry.good.as_ref());
+            self.refer_anew(good.map(|good| &good.value), None);
             return removed.is_some();
         }
-        let entry = self
-            .entries
-            .get_mut(kind)
-            .entry(name.to_owned())
-            .or_default();
-        let changed = entry.good.take().is_some() || !entry.absent;
-        entry.absent = true;
+        let changed = entries.get(name).is_none_or(|entry| !entry.absent);
+        entries.insert(name.into(), Entry::missing());
         Arc::make_mut(&mut self.trouble.absent).insert((kind, name.to_owned()));
         changed
     }
@@ -231,26 +248,22 @@ impl Cache {
     /// The server said nothing of it for too long. A value that is there stays.
     pub(super) fn expire(&mut self, kind: ResourceType, name: &str) -> bool {
         self.change = Change::Structure;
-        let entry = self
-            .entries
-            .get_mut(kind)
-            .entry(name.to_owned())
-            .or_default();
-        let changed = entry.good.is_none() && !entry.absent;
-        if entry.good.is_none() {
-            entry.absent = true;
-            Arc::make_mut(&mut self.trouble.absent).insert((kind, name.to_owned()));
+        let entries = self.entries.get_mut(kind);
+        let known = entries.get(name);
+        if known.is_some_and(|entry| entry.good.is_some()) {
+            return false;
         }
+        let changed = known.is_none_or(|entry| !entry.absent);
+        entries.insert(name.into(), Entry::missing());
+        Arc::make_mut(&mut self.trouble.absent).insert((kind, name.to_owned()));
         changed
     }
 
     /// Forgets what nobody wants any more.
     pub(super) fn forget_unwanted(&mut self, kind: ResourceType) {
-        let wanted = self.wanted.get(kind);
+        let wanted = self.wanted.get(kind).map();
         let entries = self.entries.get_mut(kind);
-        let before = entries.len();
-        entries.retain(|name, _| wanted.contains_key(name.as_str()));
-        if entries.len() != before {
+        if entries.retain(|name| wanted.contains_key(name)) {
             self.change = Change::Structure;
         }
         let unwanted = |(of, name): &Key| *of == kind && !wanted.contains_key(name.as_str());
@@ -268,20 +281,19 @@ impl Cache {
             .iter()
             .filter_map(|(name, entry)| {
                 let good = entry.good.as_ref()?;
-                Some((name.clone(), good.version.to_string()))
+                Some((name.to_string(), good.version.to_string()))
             })
             .collect()
     }
 
-    /// The names that listeners and clusters refer to.
-    pub(super) fn wanted(&self, kind: ResourceType) -> BTreeSet<String> {
-        let names = self.wanted.get(kind).keys();
-        names.map(ToString::to_string).collect()
+    /// The names that listeners and clusters refer to, and how often each.
+    pub(super) fn wanted(&self, kind: ResourceType) -> &Arc<BTreeMap<Name, usize>> {
+        self.wanted.get(kind).map()
     }
 
     /// Whether a name was asked for.
     pub(super) fn is_wanted(&self, kind: ResourceType, name: &str) -> bool {
-        kind.is_wildcard() || self.wanted.get(kind).contains_key(name)
+        kind.is_wildcard() || self.wanted.get(kind).get(name).is_some()
     }
 
     /// Another number than before: [`Self::wanted`] says something else.
@@ -291,15 +303,17 @@ impl Cache {
 }
 
 /// The names of other resources in a resource.
-fn each_reference(value: &Value, mut each: impl FnMut(ResourceType, &Name)) {
+fn references(value: Option<&Value>) -> Vec<(ResourceType, Name)> {
+    let mut found = Vec::new();
+    let mut each = |kind, name: &Name| found.push((kind, name.clone()));
     match value {
-        Value::Listener(listener) => {
+        Some(Value::Listener(listener)) => {
             route_names(listener).for_each(|name| each(ResourceType::Route, name));
             listener
                 .secrets()
                 .for_each(|name| each(ResourceType::Secret, name));
         }
-        Value::Cluster(cluster) => {
+        Some(Value::Cluster(cluster)) => {
             cluster
                 .secrets()
                 .for_each(|name| each(ResourceType::Secret, name));
@@ -307,8 +321,9 @@ fn each_reference(value: &Value, mut each: impl FnMut(ResourceType, &Name)) {
                 each(ResourceType::Endpoint, service_name);
             }
         }
-        Value::Route(_) | Value::Endpoint(_) | Value::Secret(_) => {}
+        Some(Value::Route(_) | Value::Endpoint(_) | Value::Secret(_)) | None => {}
     }
+    found
 }
 
 /// The route configurations a listener asks for by name.

@@ -1,7 +1,7 @@
 //! Resources on the wire into the model, each distinct one once.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as PbCluster;
@@ -14,12 +14,14 @@ use prost::Message;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::config::convert::{self, Converted};
+use crate::config::model::Name;
 use crate::config::model::cluster::Cluster;
 use crate::config::model::endpoint::LoadAssignment;
 use crate::config::model::listener::Listener;
 use crate::config::model::route::RouteConfiguration;
 use crate::config::model::secret::Secret;
 
+use super::shared::{Commons, seed_of};
 use super::types::ResourceType;
 
 /// A validated resource, by kind.
@@ -43,6 +45,8 @@ pub(super) struct Decoded {
 #[derive(Debug, Default)]
 pub struct Interner {
     known: Mutex<Known>,
+    /// Unless there is but one stream.
+    commons: Option<Mutex<Commons>>,
 }
 
 #[derive(Debug, Default)]
@@ -87,6 +91,28 @@ impl Handle {
 }
 
 impl Value {
+    /// Its own.
+    pub(super) fn name(&self) -> &Name {
+        match self {
+            Self::Listener(value) => &value.name,
+            Self::Route(value) => &value.name,
+            Self::Cluster(value) => &value.name,
+            Self::Endpoint(value) => &value.cluster_name,
+            Self::Secret(value) => &value.name,
+        }
+    }
+
+    /// What tells it and its version from others of its kind.
+    pub(super) fn seed(&self, version: &str) -> u64 {
+        match self {
+            Self::Listener(value) => seed_of(value, version),
+            Self::Route(value) => seed_of(value, version),
+            Self::Cluster(value) => seed_of(value, version),
+            Self::Endpoint(value) => seed_of(value, version),
+            Self::Secret(value) => seed_of(value, version),
+        }
+    }
+
     fn handle(&self) -> Handle {
         match self {
             Self::Listener(value) => Handle::Listener(Arc::downgrade(value)),
@@ -106,6 +132,21 @@ impl Known {
 }
 
 impl Interner {
+    /// For several streams.
+    pub(super) fn of_many() -> Self {
+        Self {
+            known: Mutex::default(),
+            commons: Some(Mutex::default()),
+        }
+    }
+
+    /// What the streams have in common; `None` for a single one.
+    pub(super) fn commons(&self) -> Option<MutexGuard<'_, Commons>> {
+        // Nothing in there panics half way through a change.
+        let commons = self.commons.as_ref()?.lock();
+        Some(commons.unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Decodes and validates a resource that must have this name.
     ///
     /// # Errors
@@ -163,6 +204,9 @@ impl Interner {
             known.forget_unused();
             known.values.shrink_to_fit();
         }
+        if let Some(mut commons) = self.commons() {
+            commons.forget_unused();
+        }
     }
 
     #[cfg(test)]
@@ -170,11 +214,9 @@ impl Interner {
         self.lock().values.len()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         // Nothing in here panics half way through a change.
-        self.known
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -196,13 +238,7 @@ pub(super) fn name_of(kind: ResourceType, any: &Any) -> Result<String, String> {
 }
 
 fn named(name: &str, value: &Value) -> Result<(), String> {
-    let inside = match value {
-        Value::Listener(value) => &value.name,
-        Value::Route(value) => &value.name,
-        Value::Cluster(value) => &value.name,
-        Value::Endpoint(value) => &value.cluster_name,
-        Value::Secret(value) => &value.name,
-    };
+    let inside = value.name();
     if **inside == *name {
         Ok(())
     } else {

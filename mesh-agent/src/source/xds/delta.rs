@@ -1,6 +1,7 @@
 //! The incremental protocol variant: what is sent and received on one stream.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{
@@ -8,12 +9,16 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 };
 use envoy_types::pb::google::rpc::Status;
 
+use crate::config::model::Name;
+
+use super::shared::names_beyond;
 use super::types::{PerType, ResourceType};
 
-/// Names asked for on this stream; `None`: the kind was not asked for yet.
+/// Names asked for on this stream, in the map that wants them; `None`: the kind was not asked for
+/// yet.
 #[derive(Debug, Default)]
 pub(super) struct Delta {
-    asked: PerType<Option<BTreeSet<String>>>,
+    asked: PerType<Option<Arc<BTreeMap<Name, usize>>>>,
     node: Option<Node>,
 }
 
@@ -32,7 +37,7 @@ impl Delta {
     pub(super) fn ask(
         &mut self,
         kind: ResourceType,
-        wanted: &BTreeSet<String>,
+        wanted: &Arc<BTreeMap<Name, usize>>,
         held: impl FnOnce() -> BTreeMap<String, String>,
     ) -> Option<(DeltaDiscoveryRequest, Vec<String>)> {
         let first = self.asked.get(kind).is_none();
@@ -40,8 +45,8 @@ impl Delta {
             return None;
         }
         let before = self.asked.get(kind).clone().unwrap_or_default();
-        let subscribe: Vec<String> = wanted.difference(&before).cloned().collect();
-        let unsubscribe: Vec<String> = before.difference(wanted).cloned().collect();
+        let subscribe = names_beyond(wanted, &before);
+        let unsubscribe = names_beyond(&before, wanted);
         // An empty first request of a kind without names would ask for all there is.
         if !kind.is_wildcard() && subscribe.is_empty() && unsubscribe.is_empty() {
             return None;
@@ -49,7 +54,7 @@ impl Delta {
         *self.asked.get_mut(kind) = Some(wanted.clone());
         let initial_resource_versions = if first {
             let held = held().into_iter();
-            held.filter(|(name, _)| kind.is_wildcard() || wanted.contains(name))
+            held.filter(|(name, _)| kind.is_wildcard() || wanted.contains_key(name.as_str()))
                 .collect()
         } else {
             std::collections::HashMap::new()
@@ -63,6 +68,13 @@ impl Delta {
             ..DeltaDiscoveryRequest::default()
         };
         Some((request, subscribe))
+    }
+
+    /// The names asked for are those of this map, too.
+    pub(super) fn asked_as(&mut self, kind: ResourceType, wanted: &Arc<BTreeMap<Name, usize>>) {
+        if let Some(asked) = self.asked.get_mut(kind) {
+            asked.clone_from(wanted);
+        }
     }
 
     /// Whether this stream asked for the kind: an answer nobody asked for is not acknowledged.

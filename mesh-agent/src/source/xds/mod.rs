@@ -10,6 +10,7 @@ mod diagnose;
 mod publish;
 mod secrets;
 mod session;
+mod shared;
 mod sotw;
 mod status;
 mod transport;
@@ -71,6 +72,8 @@ pub struct Options {
 pub struct Published {
     /// Resources.
     pub resources: Arc<ResourceSet>,
+    /// The same for streams whose resources are equal; 0 where there is but one stream.
+    pub fingerprint: u128,
     /// Whether the first configuration has come whole.
     pub complete: bool,
     /// The stream.
@@ -136,6 +139,7 @@ impl Follower {
     async fn run(&mut self) {
         let mut wait = FIRST_WAIT;
         loop {
+            let began = now();
             let ended = tokio::select! {
                 ended = stream(&self.options, &mut self.session, &self.publisher) => ended,
                 () = self.publisher.published.closed() => return,
@@ -152,6 +156,10 @@ impl Follower {
                 // Not at once: a server that ends every stream must not be hammered either.
                 tokio::time::sleep(jittered(FIRST_WAIT / 5)).await;
                 continue;
+            }
+            // A server that had nothing to say and stood for long is no server that is down.
+            if now() - began > LONGEST_WAIT {
+                wait = FIRST_WAIT;
             }
             let until = now() + jittered(wait);
             wait = (wait * 2).min(LONGEST_WAIT);
@@ -181,6 +189,7 @@ fn publish(session: &mut Session, publisher: &Publisher) {
     let resources = session.publish(now());
     publisher.published.send_replace(Published {
         resources,
+        fingerprint: session.fingerprint(),
         complete: session.complete(),
         status: Arc::new(session.status().clone()),
     });

@@ -44,6 +44,8 @@ impl Holds {
     fn end(&mut self) {
         let seen = std::mem::take(&mut self.seen);
         self.since.retain(|key, _| seen.contains(key));
+        // While a large mesh comes in, most of it waits.
+        self.since.shrink_to(seen.len());
     }
 
     /// Whether nothing waits.
@@ -72,16 +74,24 @@ pub(super) fn publish(
     keep_referenced(before, holds, now, &mut next);
     secrets(cache, before, &mut next);
     holds.end();
+    // Where nothing changed nothing has to be made anew of it, or be held twice.
     ResourceSet {
-        listeners: Arc::new(next.listeners),
-        routes: Arc::new(next.routes),
-        clusters: Arc::new(next.clusters),
-        endpoints: Arc::new(next.endpoints),
-        // Most often none of them changed, and contexts need not be made anew.
-        secrets: match &before.secrets {
-            same if same_values(same, &next.secrets) => same.clone(),
-            _ => Arc::new(next.secrets),
-        },
+        listeners: or_same(next.listeners, &before.listeners),
+        routes: or_same(next.routes, &before.routes),
+        clusters: or_same(next.clusters, &before.clusters),
+        endpoints: or_same(next.endpoints, &before.endpoints),
+        secrets: or_same(next.secrets, &before.secrets),
+    }
+}
+
+fn or_same<T>(
+    next: BTreeMap<Name, Resource<T>>,
+    before: &Arc<BTreeMap<Name, Resource<T>>>,
+) -> Arc<BTreeMap<Name, Resource<T>>> {
+    if same_values(before, &next) {
+        before.clone()
+    } else {
+        Arc::new(next)
     }
 }
 
@@ -183,7 +193,7 @@ fn clusters(cache: &Cache, before: &ResourceSet, holds: &mut Holds, now: Instant
         let Value::Cluster(cluster) = &good.value else {
             continue;
         };
-        let known = before.clusters.get(name.as_str());
+        let known = before.clusters.get(name);
         let ready = endpoints(cache, before, cluster, &mut next.endpoints)
             && all_secrets(cache, before, cluster.secrets());
         let taken = if ready || !holds.wait(ResourceType::Cluster, name, now) {
@@ -238,7 +248,7 @@ fn endpoints(
 
 fn routes(cache: &Cache, before: &ResourceSet, holds: &mut Holds, now: Instant, next: &mut Next) {
     for (name, entry) in cache.of(ResourceType::Route) {
-        let known = before.routes.get(name.as_str());
+        let known = before.routes.get(name);
         let taken = match entry.good.as_ref().map(|good| (good, &good.value)) {
             Some((good, Value::Route(routes))) => {
                 let unchanged = known.is_some_and(|known| Arc::ptr_eq(&known.value, routes));
@@ -271,7 +281,7 @@ fn listeners(
     next: &mut Next,
 ) {
     for (name, entry) in cache.of(ResourceType::Listener) {
-        let known = before.listeners.get(name.as_str());
+        let known = before.listeners.get(name);
         let taken = match entry.good.as_ref().map(|good| (good, &good.value)) {
             Some((good, Value::Listener(listener))) => {
                 let unchanged = known.is_some_and(|known| Arc::ptr_eq(&known.value, listener));

@@ -19,6 +19,7 @@ use super::cache::{Cache, Change, Key};
 use super::decode::{Interner, name_of};
 use super::delta::Delta;
 use super::publish::{Holds, publish, publish_endpoints};
+use super::shared::PublishedSums;
 use super::sotw::Sotw;
 use super::status::XdsStatus;
 use super::types::{PerType, ResourceType};
@@ -118,6 +119,8 @@ pub(super) struct Session {
     heard: PerType<bool>,
     holds: Holds,
     published: Arc<ResourceSet>,
+    sums: PublishedSums,
+    fingerprint: u128,
     status: XdsStatus,
 }
 
@@ -135,6 +138,8 @@ impl Session {
             heard: PerType::default(),
             holds: Holds::default(),
             published: Arc::default(),
+            sums: PublishedSums::default(),
+            fingerprint: 0,
             status: XdsStatus {
                 server,
                 node: node_shown,
@@ -201,11 +206,11 @@ impl Session {
                 continue;
             }
             *self.asked.get_mut(kind) = Some(version);
-            let wanted = self.cache.wanted(kind);
+            let wanted = self.cache.wanted(kind).clone();
             if !kind.is_wildcard() {
                 self.cache.forget_unwanted(kind);
                 self.expected
-                    .retain(|(of, name), _| *of != kind || wanted.contains(name));
+                    .retain(|(of, name), _| *of != kind || wanted.contains_key(name.as_str()));
             }
             let asked = match stream {
                 Stream::Delta(delta) => {
@@ -323,8 +328,8 @@ impl Session {
                 .cache
                 .of(kind)
                 .keys()
-                .filter(|name| !seen.contains(*name))
-                .cloned()
+                .filter(|name| !seen.contains(&***name))
+                .map(ToString::to_string)
                 .collect();
             for name in gone {
                 self.cache.remove(kind, &name);
@@ -407,7 +412,8 @@ impl Session {
 
     /// What may be used by now.
     pub(super) fn publish(&mut self, now: Instant) -> Arc<ResourceSet> {
-        let next = match self.cache.take_change() {
+        self.share();
+        let mut next = match self.cache.take_change() {
             Change::None if self.holds.is_empty() => return self.published.clone(),
             Change::Endpoints(services) if self.holds.is_empty() => {
                 publish_endpoints(&self.cache, &self.published, &services)
@@ -423,8 +429,36 @@ impl Session {
                 ResourceType::Secret => next.secrets.len(),
             };
         }
+        if let Some(mut commons) = self.interner.commons() {
+            self.fingerprint = commons.share_set(&mut next, &self.published, &mut self.sums);
+        }
         self.published = Arc::new(next);
         self.published.clone()
+    }
+
+    /// The same for streams that published equal values; 0 for a single stream.
+    pub(super) fn fingerprint(&self) -> u128 {
+        self.fingerprint
+    }
+
+    /// Keeps nothing for itself that another stream has, too.
+    fn share(&mut self) {
+        let Some(mut commons) = self.interner.commons() else {
+            return;
+        };
+        self.cache.share(&mut commons);
+        for kind in ResourceType::ALL {
+            // Only if all that is wanted was asked for.
+            if *self.asked.get(kind) != Some(self.cache.wanted_version(kind)) {
+                continue;
+            }
+            let wanted = self.cache.wanted(kind);
+            match &mut self.stream {
+                Some(Stream::Delta(delta)) => delta.asked_as(kind, wanted),
+                Some(Stream::Sotw(sotw)) => sotw.asked_as(kind, wanted),
+                None => {}
+            }
+        }
     }
 
     /// Whether the first configuration is complete: listeners and clusters came, and nothing
@@ -444,6 +478,21 @@ impl Session {
     pub(super) fn cache_says_absent(&self, name: &str) -> Option<bool> {
         let entry = self.cache.get(ResourceType::Endpoint, name)?;
         Some(entry.absent)
+    }
+
+    /// How many maps of two sessions are one in memory: what is held and what is wanted.
+    pub(super) fn shared_with(&self, other: &Self) -> usize {
+        let kinds = ResourceType::ALL.into_iter();
+        let held = |kind| std::ptr::eq(self.cache.of(kind), other.cache.of(kind));
+        let wanted = |kind| Arc::ptr_eq(self.cache.wanted(kind), other.cache.wanted(kind));
+        let empty = |kind| self.cache.of(kind).is_empty() && other.cache.of(kind).is_empty();
+        let none = |kind| {
+            let (one, other) = (self.cache.wanted(kind), other.cache.wanted(kind));
+            one.is_empty() && other.is_empty()
+        };
+        let shared =
+            |kind| usize::from(held(kind) || empty(kind)) + usize::from(wanted(kind) || none(kind));
+        kinds.map(shared).sum()
     }
 }
 

@@ -1,17 +1,22 @@
 //! The state-of-the-world protocol variant: what is sent and received on one stream.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 use envoy_types::pb::google::rpc::Status;
 
+use crate::config::model::Name;
+
+use super::shared::names_beyond;
 use super::types::{PerType, ResourceType};
 
 /// What the requests of a kind carry.
 #[derive(Debug, Default)]
 struct Kind {
-    asked: Option<BTreeSet<String>>,
+    /// Names, in the map that wants them.
+    asked: Option<Arc<BTreeMap<Name, usize>>>,
     /// Of the last response on this stream.
     nonce: String,
 }
@@ -38,7 +43,7 @@ impl Sotw {
     pub(super) fn ask(
         &mut self,
         kind: ResourceType,
-        wanted: &BTreeSet<String>,
+        wanted: &Arc<BTreeMap<Name, usize>>,
         version: &str,
     ) -> Option<(DiscoveryRequest, Vec<String>)> {
         let state = self.kinds.get_mut(kind);
@@ -47,7 +52,7 @@ impl Sotw {
         let nothing_new = if kind.is_wildcard() {
             !first
         } else {
-            *wanted == before
+            wanted.keys().eq(before.keys())
         };
         if nothing_new {
             return None;
@@ -58,10 +63,17 @@ impl Sotw {
             type_url: kind.url().into(),
             version_info: version.into(),
             response_nonce: state.nonce.clone(),
-            resource_names: wanted.iter().cloned().collect(),
+            resource_names: wanted.keys().map(ToString::to_string).collect(),
             ..DiscoveryRequest::default()
         };
-        Some((request, wanted.difference(&before).cloned().collect()))
+        Some((request, names_beyond(wanted, &before)))
+    }
+
+    /// The names asked for are those of this map, too.
+    pub(super) fn asked_as(&mut self, kind: ResourceType, wanted: &Arc<BTreeMap<Name, usize>>) {
+        if let Some(asked) = &mut self.kinds.get_mut(kind).asked {
+            asked.clone_from(wanted);
+        }
     }
 
     /// Whether this stream asked for the kind: an answer nobody asked for is not acknowledged.
@@ -80,11 +92,12 @@ impl Sotw {
     ) -> DiscoveryRequest {
         let state = self.kinds.get_mut(kind);
         state.nonce.clone_from(&response.nonce);
+        let names = state.asked.iter().flat_map(|asked| asked.keys());
         DiscoveryRequest {
             type_url: response.type_url.clone(),
             version_info: version.into(),
             response_nonce: response.nonce.clone(),
-            resource_names: state.asked.iter().flatten().cloned().collect(),
+            resource_names: names.map(ToString::to_string).collect(),
             error_detail: error,
             ..DiscoveryRequest::default()
         }

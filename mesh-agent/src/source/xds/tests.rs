@@ -529,6 +529,90 @@ fn equal_resources_are_one() {
 }
 
 #[test]
+fn streams_that_were_sent_the_same_have_nothing_of_their_own() {
+    for mode in [Mode::Delta, Mode::Sotw] {
+        let interner = Arc::new(Interner::of_many());
+        let side = || {
+            let mut side = Side::new(mode);
+            let (node, interner) = (Node::default(), interner.clone());
+            side.session = Session::new(mode, node, "test".into(), interner);
+            side.open();
+            side
+        };
+        let send = |side: &mut Side, kind, resources: &[(&str, &str, Any)]| match mode {
+            Mode::Delta => drop(side.delta(kind, resources, &[])),
+            Mode::Sotw => {
+                let all: Vec<Any> = resources.iter().map(|(_, _, any)| any.clone()).collect();
+                side.sotw(kind, resources[0].1, &all);
+            }
+        };
+        let (mut one, mut other) = (side(), side());
+        // The other gets there on another way.
+        send(&mut other, Cds, &[("b", "0", eds("b"))]);
+        for side in [&mut one, &mut other] {
+            send(side, Cds, &[("a", "1", eds("a")), ("b", "1", eds("b"))]);
+            send(
+                side,
+                Eds,
+                &[
+                    ("a", "1", endpoints("a", false)),
+                    ("b", "1", endpoints("b", false)),
+                ],
+            );
+            send(side, Lds, &[("l", "1", http_listener("l", "r"))]);
+            send(side, Rds, &[("r", "1", routes("r", "a"))]);
+        }
+        assert_eq!(one.session.shared_with(&other.session), 10);
+        let maps = |side: &mut Side| (*side.session.publish(side.now)).clone();
+        let (first, second) = (maps(&mut one), maps(&mut other));
+        assert!(
+            Arc::ptr_eq(&first.clusters, &second.clusters)
+                && Arc::ptr_eq(&first.endpoints, &second.endpoints)
+                && Arc::ptr_eq(&first.listeners, &second.listeners)
+                && Arc::ptr_eq(&first.routes, &second.routes)
+        );
+        assert_eq!(one.session.fingerprint(), other.session.fingerprint());
+        // What one of them is sent is not the other's.
+        send(
+            &mut one,
+            Eds,
+            &[
+                ("a", "2", endpoints("a", true)),
+                ("b", "2", endpoints("b", false)),
+            ],
+        );
+        let (first, second) = (maps(&mut one), maps(&mut other));
+        assert!(!Arc::ptr_eq(&first.endpoints, &second.endpoints));
+        assert!(Arc::ptr_eq(&first.clusters, &second.clusters));
+        assert_eq!(second.endpoints["a"].version.as_ref(), "1");
+        assert_ne!(one.session.fingerprint(), other.session.fingerprint());
+        send(
+            &mut other,
+            Eds,
+            &[
+                ("a", "2", endpoints("a", true)),
+                ("b", "2", endpoints("b", false)),
+            ],
+        );
+        assert_eq!(one.session.fingerprint(), other.session.fingerprint());
+        assert_eq!(one.session.shared_with(&other.session), 10);
+    }
+}
+
+#[test]
+fn what_is_pushed_again_unchanged_changes_nothing() {
+    let mut side = Side::new(Mode::Delta);
+    side.open();
+    let push = |side: &mut Side| {
+        side.delta(Cds, &[("a", "1", eds("a"))], &[]);
+        side.delta(Eds, &[("a", "1", endpoints("a", false))], &[]);
+        side.session.publish(side.now)
+    };
+    let (before, after) = (push(&mut side), push(&mut side));
+    assert!(Arc::ptr_eq(&before, &after));
+}
+
+#[test]
 fn what_nobody_uses_is_forgotten() {
     let interner = Arc::<Interner>::default();
     let mut side = Side::new(Mode::Delta);

@@ -12,12 +12,11 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{Struct, Value};
 use tokio::sync::{Notify, watch};
-use xxhash_rust::xxh3::Xxh3;
 
 use crate::config::model::Name;
 use crate::config::model::workload::Workload;
 use crate::snapshot::ViewId;
-use crate::store::{Resource, ResourceSet};
+use crate::store::ResourceSet;
 
 use super::background::Background;
 use super::{Interner, Options, Published, follow};
@@ -99,7 +98,10 @@ impl Views {
         let mut views = Self {
             options,
             scope,
-            interner: Arc::default(),
+            interner: Arc::new(match scope {
+                Scope::Node => Interner::default(),
+                Scope::Workload => Interner::of_many(),
+            }),
             changed: Arc::default(),
             background: Background::start()?,
             streams: BTreeMap::new(),
@@ -184,9 +186,8 @@ impl Views {
                     // Nothing is compared: there is one view.
                     Scope::Node => changed = true,
                     Scope::Workload => {
-                        let fingerprint = fingerprint(&news.resources);
-                        changed |= fingerprint != stream.fingerprint;
-                        stream.fingerprint = fingerprint;
+                        changed |= news.fingerprint != stream.fingerprint;
+                        stream.fingerprint = news.fingerprint;
                     }
                 }
             }
@@ -315,24 +316,6 @@ impl Views {
             .iter()
             .map(|(key, stream)| (key, &stream.latest))
     }
-}
-
-/// The same for equal contents. Equal resources are one in memory, so their place tells them.
-fn fingerprint(resources: &ResourceSet) -> u128 {
-    fn add<T>(hash: &mut Xxh3, kind: u8, resources: &BTreeMap<Name, Resource<T>>) {
-        for (name, resource) in resources {
-            hash.update(&[kind]);
-            hash.update(name.as_bytes());
-            hash.update(&(Arc::as_ptr(&resource.value).addr()).to_ne_bytes());
-        }
-    }
-    let mut hash = Xxh3::new();
-    add(&mut hash, 0, &resources.listeners);
-    add(&mut hash, 1, &resources.routes);
-    add(&mut hash, 2, &resources.clusters);
-    add(&mut hash, 3, &resources.endpoints);
-    add(&mut hash, 4, &resources.secrets);
-    hash.digest128()
 }
 
 /// The node that a sidecar in the pod would say it is, so that a control plane answers as it
