@@ -5,6 +5,7 @@
 
 mod accept;
 mod authz;
+mod chunk;
 mod filter_chain;
 mod hbone;
 mod health;

@@ -28,7 +28,7 @@ impl Stream {
     pub(super) fn local_addr(&self) -> Option<SocketAddr> {
         match self {
             Self::Plain(tcp) => tcp.local_addr().ok(),
-            Self::Tls(tls) => tls.session.get_ref().0.get_ref().local_addr().ok(),
+            Self::Tls(tls) => tls.socket().local_addr().ok(),
             Self::Tunnelled(_) => None,
         }
     }
@@ -37,7 +37,7 @@ impl Stream {
     pub(super) fn reset(&mut self) {
         match self {
             Self::Plain(tcp) => worker::reset(tcp),
-            Self::Tls(tls) => worker::reset(tls.session.get_ref().0.get_ref()),
+            Self::Tls(tls) => worker::reset(tls.socket()),
             Self::Tunnelled(tunnelled) => tunnelled.reset(),
         }
     }
@@ -48,14 +48,7 @@ impl Stream {
         // An error of the wait itself is the end of the connection, too.
         match self {
             Self::Plain(tcp) => drop(tcp.ready(Interest::ERROR).await),
-            Self::Tls(tls) => drop(
-                tls.session
-                    .get_ref()
-                    .0
-                    .get_ref()
-                    .ready(Interest::ERROR)
-                    .await,
-            ),
+            Self::Tls(tls) => drop(tls.socket().ready(Interest::ERROR).await),
             Self::Tunnelled(tunnelled) => tunnelled.was_reset().await,
         }
     }
@@ -63,6 +56,11 @@ impl Stream {
     /// Whether an earlier TLS session goes on in it.
     pub(super) fn is_resumed(&self) -> bool {
         matches!(self, Self::Tls(tls) if tls.resumed)
+    }
+
+    /// Whether a read may find more without asking the socket.
+    pub(super) fn holds(&self) -> bool {
+        matches!(self, Self::Tls(tls) if tls.holds())
     }
 
     /// Whether the peer neither closed the connection nor said anything that was not read yet.

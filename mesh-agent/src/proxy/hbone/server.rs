@@ -11,7 +11,6 @@ use h2::Reason;
 use h2::server::Connection;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsStream;
 
 use crate::config::model::canonical;
 use crate::config::model::hbone::ALPN;
@@ -20,7 +19,7 @@ use crate::identity::{Credentials, SpiffeId};
 use crate::proxy::sniff::Prefixed;
 use crate::proxy::stats::count;
 use crate::proxy::stream::Stream;
-use crate::proxy::tls::{Peer, report, take_refused};
+use crate::proxy::tls::{Peer, Session, report, take_refused};
 use crate::proxy::worker::{Context, reset};
 use crate::workload::Pod;
 
@@ -84,8 +83,6 @@ enum Standing {
     /// Its client would not be let in any more.
     Revoked,
 }
-
-type Session = TlsStream<Prefixed<TcpStream>>;
 
 /// Serves a client's tunnel to its end.
 pub(in crate::proxy) async fn serve(context: Rc<Context>, pod: Arc<Pod>, tcp: TcpStream) {

@@ -11,15 +11,23 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
+use crate::proxy::chunk::Chunk;
 use crate::proxy::stream::Stream;
 
 use super::pool::{Buffer, Pool, Size};
+
+/// Most bytes of a record of TLS.
+const RECORD: usize = 16 << 10;
 
 /// One direction.
 #[derive(Debug)]
 struct Half {
     state: State,
     bytes: u64,
+    /// For the next read.
+    size: Size,
+    /// What broke the reader after bytes that are still to be written.
+    broken: Option<io::Error>,
 }
 
 #[derive(Debug)]
@@ -53,10 +61,9 @@ impl Relay {
         } else {
             State::Prefix(prefix)
         };
-        let half = |state| Half { state, bytes: 0 };
         Self {
-            sent: half(state),
-            received: half(State::Reading),
+            sent: Half::new(state),
+            received: Half::new(State::Reading),
         }
     }
 
@@ -93,6 +100,55 @@ impl Relay {
 }
 
 impl Half {
+    fn new(state: State) -> Self {
+        Self {
+            state,
+            bytes: 0,
+            size: Size::default(),
+            broken: None,
+        }
+    }
+
+    /// Reads into a buffer: the next one is larger if this was filled, and smaller if most of it
+    /// was left free. TLS gives a record at a time: those that came together leave together.
+    fn fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Stream,
+        pool: &Pool,
+    ) -> Poll<io::Result<()>> {
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Err(error));
+        }
+        let mut buffer = pool.buffer(self.size);
+        let mut read = ReadBuf::new(&mut buffer);
+        ready!(Pin::new(&mut *from).poll_read(cx, &mut read))?;
+        while !read.filled().is_empty() && read.remaining() >= RECORD && from.holds() {
+            let before = read.filled().len();
+            match Pin::new(&mut *from).poll_read(cx, &mut read) {
+                // The end is found once more.
+                Poll::Ready(Ok(())) if read.filled().len() > before => {}
+                Poll::Ready(Ok(())) | Poll::Pending => break,
+                Poll::Ready(Err(error)) => {
+                    self.broken = Some(error);
+                    break;
+                }
+            }
+        }
+        let length = read.filled().len();
+        self.size = match self.size {
+            Size::Small if length == buffer.len() || from.holds() => Size::Large,
+            Size::Large if length < buffer.len() / 8 => Size::Small,
+            size => size,
+        };
+        self.state = if length == 0 {
+            State::Ending
+        } else {
+            State::Writing(buffer, 0..length)
+        };
+        Poll::Ready(Ok(()))
+    }
+
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -103,9 +159,16 @@ impl Half {
         loop {
             match &mut self.state {
                 State::Prefix(prefix) => {
-                    let written = ready!(Pin::new(&mut *to).poll_write(cx, prefix))?;
+                    let written = if let Stream::Tunnelled(to) = to {
+                        let room = ready!(to.poll_room(cx, prefix.len()))?;
+                        to.send(prefix.split_to(room))?;
+                        room
+                    } else {
+                        let written = ready!(Pin::new(&mut *to).poll_write(cx, prefix))?;
+                        let _ = prefix.split_to(written);
+                        written
+                    };
                     self.bytes += written as u64;
-                    let _ = prefix.split_to(written);
                     if prefix.is_empty() {
                         self.state = State::Flushing;
                     }
@@ -125,15 +188,17 @@ impl Half {
                         };
                         continue;
                     }
-                    let mut buffer = pool.buffer(Size::Large);
-                    let mut read = ReadBuf::new(&mut buffer);
-                    ready!(Pin::new(&mut *from).poll_read(cx, &mut read))?;
-                    let length = read.filled().len();
-                    self.state = if length == 0 {
-                        State::Ending
-                    } else {
-                        State::Writing(buffer, 0..length)
-                    };
+                    if let Stream::Tunnelled(_) = to {
+                        // Its own task writes them: they stay where they are until then.
+                        let mut chunk = Chunk::take();
+                        let length = ready!(read_some(cx, from, &mut chunk))?;
+                        self.state = match length {
+                            0 => State::Ending,
+                            _ => State::Prefix(chunk.into_bytes(length)),
+                        };
+                        continue;
+                    }
+                    ready!(self.fill(cx, from, pool))?;
                 }
                 State::Writing(buffer, left) => {
                     let written = ready!(Pin::new(&mut *to).poll_write(cx, &buffer[left.clone()]))?;
@@ -159,4 +224,14 @@ impl Half {
             }
         }
     }
+}
+
+fn read_some(
+    cx: &mut Context<'_>,
+    from: &mut Stream,
+    buffer: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    let mut read = ReadBuf::new(buffer);
+    ready!(Pin::new(from).poll_read(cx, &mut read))?;
+    Poll::Ready(Ok(read.filled().len()))
 }

@@ -20,6 +20,8 @@ pub(crate) struct Certificate {
     pub(crate) subject: String,
     /// Subject alternative names.
     pub(crate) names: Vec<(NameKind, Arc<str>)>,
+    /// The same without their kinds.
+    pub(in crate::proxy) bare_names: Arc<[Arc<str>]>,
     /// In PEM, percent-encoded.
     pub(in crate::proxy) pem: Encoded,
     /// The whole chain, likewise.
@@ -38,10 +40,12 @@ impl Certificate {
         let subject = X509Certificate::from_der(leaf)
             .map(|(_, parsed)| rfc2253(&parsed))
             .unwrap_or_default();
+        let names = typed_names(leaf);
         Some(Self {
             hash: text,
             subject,
-            names: typed_names(leaf),
+            bare_names: names.iter().map(|(_, name)| name.clone()).collect(),
+            names,
             pem: Encoded::new(&chain[..1]),
             chain_pem: Encoded::new(chain),
         })
@@ -53,19 +57,24 @@ impl Certificate {
     pub(super) fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain_pem.chain
     }
+
+    /// The same, for whoever keeps it.
+    pub(super) fn shared_chain(&self) -> Arc<[CertificateDer<'static>]> {
+        self.chain_pem.chain.clone()
+    }
 }
 
 /// Certificates, written out when they are asked for.
 #[derive(Debug)]
 pub(in crate::proxy) struct Encoded {
-    chain: Vec<CertificateDer<'static>>,
+    chain: Arc<[CertificateDer<'static>]>,
     text: OnceLock<String>,
 }
 
 impl Encoded {
     fn new(chain: &[CertificateDer<'static>]) -> Self {
         Self {
-            chain: chain.to_vec(),
+            chain: chain.into(),
             text: OnceLock::new(),
         }
     }

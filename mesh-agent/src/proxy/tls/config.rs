@@ -103,22 +103,25 @@ fn versions(common: &CommonTls) -> &'static [&'static SupportedProtocolVersion] 
 }
 
 /// All suites of TLS 1.3, and of 1.2 those that were chosen, in that order.
+///
+/// AES-128 comes first, as in Envoy (BoringSSL, where the processor has AES): its hash is SHA-256,
+/// which processors compute by themselves, unlike SHA-384.
 pub(super) fn provider(common: &CommonTls) -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
-    if !common.cipher_suites.is_empty() {
-        let all = std::mem::take(&mut provider.cipher_suites);
+    let all = std::mem::take(&mut provider.cipher_suites);
+    let (mut suites, of_12): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|suite| suite.tls13().is_some());
+    suites.sort_by_key(|suite| suite.suite() != Suite::TLS13_AES_128_GCM_SHA256);
+    if common.cipher_suites.is_empty() {
+        suites.extend(of_12);
+    } else {
         let chosen = common.cipher_suites.iter().filter_map(|chosen| {
-            all.iter()
-                .find(|suite| suite.suite() == number(*chosen))
-                .copied()
+            let mut all = of_12.iter();
+            all.find(|suite| suite.suite() == number(*chosen)).copied()
         });
-        provider.cipher_suites = all
-            .iter()
-            .filter(|suite| suite.tls13().is_some())
-            .copied()
-            .chain(chosen)
-            .collect();
+        suites.extend(chosen);
     }
+    provider.cipher_suites = suites;
     Arc::new(provider)
 }
 

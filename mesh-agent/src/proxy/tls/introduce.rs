@@ -10,8 +10,8 @@ use crate::config::model::tls::{
 };
 use crate::identity::SpiffeId;
 
-use super::peer::Role;
-use super::{Certificate, Contexts, Offer, Peer, config, take_refused};
+use super::peer::{Role, Verifier};
+use super::{Contexts, Offer, Peer, config, known, take_refused};
 
 impl Contexts {
     /// The server's view of the client, if each side's context accepts the certificate that the
@@ -19,8 +19,8 @@ impl Contexts {
     /// certificates and roots are not those of the mesh; a handshake tells.
     pub(in crate::proxy) fn introduce(
         &self,
-        client: (&UpstreamTls, &SpiffeId),
-        server: (&DownstreamTls, &SpiffeId),
+        client: (&Arc<UpstreamTls>, &SpiffeId),
+        server: (&Arc<DownstreamTls>, &SpiffeId),
     ) -> Option<Peer> {
         let (client, client_id) = client;
         let (server, server_id) = server;
@@ -33,31 +33,31 @@ impl Contexts {
                 .duration_since(SystemTime::UNIX_EPOCH)
                 .ok()?,
         );
-        let judged = |common: &CommonTls, own: &SpiffeId, peer: &SpiffeId, role: Role| {
+        let judged = |verifier: Arc<Verifier>, peer: &SpiffeId, role: Role| {
             let chain = &credentials.identities.get(peer)?.key.cert;
-            let verifier = self.cache.verifier(common, own, &credentials).ok()?;
             let judged = verifier.judge(chain, now, role);
             // A handshake tells who is refused.
             take_refused();
             judged.ok()?;
-            Some(chain.clone())
+            Some(chain)
         };
-        judged(&client.common, client_id, server_id, Role::Server)?;
+        let of_client = self.cache.verifier(client, client_id, &credentials).ok()?;
+        judged(of_client, server_id, Role::Server)?;
         let asked = server.common.validation.is_some();
         let certificate = match asked {
             true => {
-                let chain = judged(&server.common, server_id, client_id, Role::Client)?;
-                Some(Arc::new(Certificate::of(&chain)?))
+                let of_server = self.cache.verifier(server, server_id, &credentials).ok()?;
+                let chain = judged(of_server, client_id, Role::Client)?;
+                Some(known::certificate(chain)?)
             }
             false if server.require_client_certificate => return None,
             false => None,
         };
         Some(Peer {
             encrypted: true,
-            names: certificate.as_ref().map(|certificate| {
-                let names = certificate.names.iter();
-                names.map(|(_, name)| name.clone()).collect()
-            }),
+            names: certificate
+                .as_ref()
+                .map(|certificate| certificate.bare_names.clone()),
             certificate,
             local: Some(server_id.clone()),
             server_name: client

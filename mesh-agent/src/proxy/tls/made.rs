@@ -1,5 +1,6 @@
 //! Which configurations were made.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -149,26 +150,56 @@ pub(in crate::proxy) struct Store {
 pub(super) struct Cache {
     store: Arc<Store>,
     known: RefCell<Known>,
+    verifiers: RefCell<Verifiers>,
 }
+
+/// Who judges without a handshake, by the address of the context, which is kept so that no other
+/// one comes to be there.
+#[derive(Debug, Default)]
+struct Verifiers {
+    generation: u64,
+    of: HashMap<usize, (Arc<dyn Any + Send + Sync>, Arc<Verifier>)>,
+}
+
+/// Most of them; with one more they are made anew.
+const VERIFIERS: usize = 256;
 
 impl Cache {
     pub(super) fn new(store: Arc<Store>) -> Self {
         Self {
             store,
             known: RefCell::default(),
+            verifiers: RefCell::default(),
         }
     }
 
-    /// Who judges peers by a context without secrets.
-    pub(super) fn verifier(
+    /// Who judges peers by a context without secrets that shows the workload's certificate: the
+    /// same one as long as neither certificates nor roots change.
+    pub(super) fn verifier<C: Context + Send + Sync + 'static>(
         &self,
-        tls: &CommonTls,
+        tls: &Arc<C>,
         id: &SpiffeId,
         credentials: &Credentials,
-    ) -> Result<Verifier, TlsError> {
+    ) -> Result<Arc<Verifier>, TlsError> {
+        if !credentials.identities.contains_key(id) {
+            return Err(TlsError::NoIdentity(id.clone()));
+        }
+        let mut known = self.verifiers.borrow_mut();
+        if known.generation != credentials.generation || known.of.len() >= VERIFIERS {
+            *known = Verifiers {
+                generation: credentials.generation,
+                of: HashMap::new(),
+            };
+        }
+        let key = Arc::as_ptr(tls).addr();
+        if let Some((_, verifier)) = known.of.get(&key) {
+            return Ok(verifier.clone());
+        }
         let inline = &self.store.inline;
-        let parts = inline.parts(tls, &Secrets::default(), credentials, id)?;
-        Ok(parts.verifier(config::provider(tls), true))
+        let parts = inline.parts(tls.common(), &Secrets::default(), credentials, id)?;
+        let verifier = Arc::new(parts.verifier(config::provider(tls.common()), true));
+        known.of.insert(key, (tls.clone(), verifier.clone()));
+        Ok(verifier)
     }
 
     /// The configuration of a context for an identity, made if it must be.

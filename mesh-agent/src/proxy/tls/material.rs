@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
@@ -88,7 +89,9 @@ pub(super) struct Parts {
 
 impl Parts {
     pub(super) fn verifier(&self, provider: Arc<CryptoProvider>, mandatory: bool) -> Verifier {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         Verifier {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             trust: self.trust.clone(),
             names: self.names.clone(),
             crls: self.crls.clone(),

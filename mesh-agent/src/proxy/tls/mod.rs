@@ -5,9 +5,11 @@
 //! context asks for there is no configuration, and no connection: nothing goes on in the clear
 //! instead.
 
+mod ahead;
 mod certificate;
 mod config;
 mod introduce;
+mod known;
 mod made;
 mod material;
 mod peer;
@@ -22,7 +24,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use rustls::{ClientConfig, HandshakeKind};
-use rustls_pki_types::{ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
@@ -31,11 +33,12 @@ use crate::identity::{Credentials, SharedCredentials, SpiffeId};
 use crate::snapshot::SharedSnapshot;
 use crate::workload::Pod;
 
+use ahead::Ahead;
 pub(crate) use certificate::Certificate;
 pub(super) use introduce::offers;
 pub(super) use made::Store;
 pub(super) use peer::{Refused, take_refused};
-pub(super) use standing::Secured;
+pub(super) use standing::{Secured, Session};
 
 use made::{Cache, Context};
 use peer::Role;
@@ -181,6 +184,7 @@ impl Contexts {
                 .judge(chain, UnixTime::now(), Role::Server)
                 .map_err(io::Error::other)?;
         }
+        let chain = shared(known::certificate(chain).as_deref());
         let watch = Watch::upstream(tls, pod, id, offer, verifier, chain);
         Ok(Stream::Tls(Box::new(Secured::new(
             session,
@@ -206,7 +210,7 @@ impl Contexts {
             config::offered(&tls.common).any(|ours| offered.iter().any(|theirs| *theirs == **ours));
         let id = self.identity(&pod.workload);
         let (config, verifier) = self.made(tls, common, pod, &id, &self.credentials.load())?;
-        let session = TlsAcceptor::from(config).accept(stream).await?;
+        let session = TlsAcceptor::from(config).accept(Ahead::new(stream)).await?;
         let (_, connection) = session.get_ref();
         let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
         let chain = connection.peer_certificates().unwrap_or_default();
@@ -215,16 +219,13 @@ impl Contexts {
                 .judge(chain, UnixTime::now(), Role::Client)
                 .map_err(io::Error::other)?;
         }
-        let certificate = Certificate::of(chain).map(Arc::new);
+        let certificate = known::certificate(chain);
+        let chain = shared(certificate.as_deref());
         let peer = Peer {
             encrypted: true,
-            names: certificate.as_ref().map(|certificate| {
-                certificate
-                    .names
-                    .iter()
-                    .map(|(_, name)| name.clone())
-                    .collect()
-            }),
+            names: certificate
+                .as_ref()
+                .map(|certificate| certificate.bare_names.clone()),
             certificate,
             local: Some(id.clone()),
             server_name: connection.server_name().map(Into::into),
@@ -247,6 +248,11 @@ impl Contexts {
     }
 }
 
+/// A certificate's chain; none has an empty one.
+fn shared(certificate: Option<&Certificate>) -> Arc<[CertificateDer<'static>]> {
+    certificate.map_or_else(Arc::default, Certificate::shared_chain)
+}
+
 /// Speaks TLS to an endpoint.
 ///
 /// # Errors
@@ -255,8 +261,8 @@ pub(super) async fn connect(
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
     stream: TcpStream,
-) -> io::Result<TlsStream<Prefixed<TcpStream>>> {
-    let stream = Prefixed::new(stream);
+) -> io::Result<Session> {
+    let stream = Ahead::new(Prefixed::new(stream));
     let session = TlsConnector::from(config).connect(name, stream).await?;
     Ok(TlsStream::Client(session))
 }

@@ -23,6 +23,7 @@ use crate::identity::Fault;
 use crate::identity::files::Revocations;
 
 use super::certificate::typed_names;
+use super::known::Judged;
 use super::spiffe;
 
 /// Who may have signed a peer's certificate.
@@ -58,6 +59,8 @@ impl Trust {
 /// Judges certificates of either side.
 #[derive(Debug)]
 pub(super) struct Verifier {
+    /// No other verifier of this process has it.
+    pub(super) number: u64,
     pub(super) trust: Trust,
     /// One of them must match; empty: every name will do.
     pub(super) names: Vec<NameMatcher>,
@@ -125,11 +128,7 @@ impl Verifier {
                 Ok(())
             };
         };
-        let usage = match role {
-            Role::Server => KeyUsage::server_auth(),
-            Role::Client => KeyUsage::client_auth(),
-        };
-        self.judged(leaf, between, at, usage)
+        self.judged(leaf, between, at, role)
     }
 
     fn judged(
@@ -137,8 +136,33 @@ impl Verifier {
         leaf: &CertificateDer<'_>,
         between: &[CertificateDer<'_>],
         now: UnixTime,
-        usage: KeyUsage,
+        role: Role,
     ) -> Result<(), Error> {
+        let judged = Judged {
+            verifier: self.number,
+            role,
+            leaf,
+            between,
+        };
+        if judged.is_known(now) {
+            return Ok(());
+        }
+        self.judged_anew(leaf, between, now, role)?;
+        judged.remember();
+        Ok(())
+    }
+
+    fn judged_anew(
+        &self,
+        leaf: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        now: UnixTime,
+        role: Role,
+    ) -> Result<(), Error> {
+        let usage = match role {
+            Role::Server => KeyUsage::server_auth(),
+            Role::Client => KeyUsage::client_auth(),
+        };
         let refused = |fault: Fault, error: Error| {
             let names = typed_names(leaf)
                 .into_iter()
@@ -243,7 +267,7 @@ impl ServerCertVerifier for Verifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.judged(leaf, between, now, KeyUsage::server_auth())
+        self.judged(leaf, between, now, Role::Server)
             .map(|()| ServerCertVerified::assertion())
     }
 
@@ -289,7 +313,7 @@ impl ClientCertVerifier for Verifier {
         between: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.judged(leaf, between, now, KeyUsage::client_auth())
+        self.judged(leaf, between, now, Role::Client)
             .map(|()| ClientCertVerified::assertion())
     }
 

@@ -17,6 +17,7 @@ use crate::identity::{Credentials, SpiffeId};
 use crate::proxy::sniff::Prefixed;
 use crate::workload::Pod;
 
+use super::ahead::Ahead;
 use super::peer::{Role, Verifier};
 use super::{Contexts, Offer, take_refused};
 
@@ -27,7 +28,7 @@ pub(super) struct Watch {
     pod: Arc<Pod>,
     id: SpiffeId,
     verifier: Arc<Verifier>,
-    chain: Box<[CertificateDer<'static>]>,
+    chain: Arc<[CertificateDer<'static>]>,
     /// When the handshake was: a certificate that ends later does not end the connection, as in
     /// Envoy.
     at: UnixTime,
@@ -46,14 +47,14 @@ impl Watch {
         id: SpiffeId,
         offer: Option<&Offer>,
         verifier: Arc<Verifier>,
-        chain: &[CertificateDer<'static>],
+        chain: Arc<[CertificateDer<'static>]>,
     ) -> Self {
         Self {
             side: Side::Upstream(tls.clone(), offer.cloned()),
             pod: pod.clone(),
             id,
             verifier,
-            chain: chain.into(),
+            chain,
             at: UnixTime::now(),
         }
     }
@@ -64,14 +65,14 @@ impl Watch {
         id: SpiffeId,
         with_alpn: bool,
         verifier: Arc<Verifier>,
-        chain: &[CertificateDer<'static>],
+        chain: Arc<[CertificateDer<'static>]>,
     ) -> Self {
         Self {
             side: Side::Downstream(tls.clone(), with_alpn),
             pod: pod.clone(),
             id,
             verifier,
-            chain: chain.into(),
+            chain,
             at: UnixTime::now(),
         }
     }
@@ -159,12 +160,19 @@ impl Standing {
     }
 }
 
+/// TLS over a socket.
+pub(in crate::proxy) type Session = TlsStream<Ahead<Prefixed<TcpStream>>>;
+
+fn socket(session: &Session) -> &TcpStream {
+    session.get_ref().0.get_ref().get_ref()
+}
+
 /// A TLS connection, on the list as long as it lives.
 #[derive(Debug)]
 pub(in crate::proxy) struct Secured {
     // Dropped before the session, whose socket it names.
     _listed: Listed,
-    pub(in crate::proxy) session: TlsStream<Prefixed<TcpStream>>,
+    pub(in crate::proxy) session: Session,
     /// Whether an earlier session went on.
     pub(in crate::proxy) resumed: bool,
 }
@@ -178,12 +186,12 @@ struct Listed {
 
 impl Secured {
     pub(super) fn new(
-        session: TlsStream<Prefixed<TcpStream>>,
+        session: Session,
         resumed: bool,
         watch: Watch,
         standing: &Rc<Standing>,
     ) -> Self {
-        let socket = session.get_ref().0.get_ref().as_raw_fd();
+        let socket = socket(&session).as_raw_fd();
         // Nobody is judged again who was not judged at all.
         let of_view = watch.has_secrets();
         let key = (!watch.chain.is_empty())
@@ -200,6 +208,19 @@ impl Secured {
             session,
             resumed,
         }
+    }
+}
+
+impl Secured {
+    /// The socket below.
+    pub(in crate::proxy) fn socket(&self) -> &TcpStream {
+        socket(&self.session)
+    }
+
+    /// Whether a read may find more without asking the socket.
+    pub(in crate::proxy) fn holds(&self) -> bool {
+        let (socket, session) = self.session.get_ref();
+        socket.holds() || !session.wants_read()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -73,7 +74,9 @@ fn verifier(trust: Trust, names: &[&str]) -> Verifier {
             ignore_case: false,
         },
     };
+    static NEXT: AtomicU64 = AtomicU64::new(1 << 32);
     Verifier {
+        number: NEXT.fetch_add(1, Ordering::Relaxed),
         trust,
         names: names.iter().map(name).collect(),
         crls: Arc::default(),
