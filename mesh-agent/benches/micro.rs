@@ -1,9 +1,11 @@
-//! What one step costs: finding a route, choosing an endpoint, changing headers, building a
-//! snapshot, bringing the kernel's maps up to date. `cargo xtask bench micro`.
+//! What one step costs: finding a route, choosing an endpoint, changing headers, writing a line of
+//! the access log, building a snapshot, bringing the kernel's maps up to date. `cargo xtask bench
+//! micro`.
 
 mod common;
 
 use std::hint::black_box;
+use std::time::SystemTime;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use mesh_agent::balance::{maglev::Maglev, ring};
@@ -15,10 +17,11 @@ use mesh_agent::datapath::sources::Sources;
 use mesh_agent::proxy::micro::{Asked, Routes};
 use mesh_agent::snapshot::{Snapshot, ViewId};
 use mesh_agent::source::file::Loaded;
+use mesh_agent::telemetry::access_log::micro::Lines;
 use mesh_common::{Backend, ConnsKey, Service, ServiceKey, Slot, SlotKey};
 use serde_json::{Value, json};
 
-use common::{cluster, compiled, http, loaded, service, tcp};
+use common::{cluster, compiled, http, loaded, logged, service, tcp};
 
 /// Headers as a browser's request has them behind a proxy or two.
 const HEADERS: &[(&str, &str)] = &[
@@ -247,5 +250,33 @@ fn configuration(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(all, hosts, paths, headers, balancers, configuration);
+/// A request's entry as a line of Envoy's default format.
+fn access_log(criterion: &mut Criterion) {
+    let hosts = json!([{ "name": "all", "domains": ["*"], "routes": [{
+        "match": { "prefix": "/" }, "route": { "cluster": "app" } }] }]);
+    let config = json!({ "static_resources": {
+        "listeners": [logged(service(1), &hosts)],
+        "clusters": [cluster("app", 0, 2, &json!({}))],
+    } });
+    let snapshot = compiled(&loaded(&config), &Snapshot::default());
+    let view = snapshot.view(ViewId::NODE).expect("the node's view");
+    let lines = Lines::of(view, service(1)).expect("the listener has a log");
+    let mut out = Vec::new();
+    criterion.bench_function("access log line", |bencher| {
+        bencher.iter(|| {
+            out.clear();
+            lines.write(black_box(SystemTime::UNIX_EPOCH), &mut out)
+        });
+    });
+}
+
+criterion_group!(
+    all,
+    hosts,
+    paths,
+    headers,
+    balancers,
+    access_log,
+    configuration
+);
 criterion_main!(all);

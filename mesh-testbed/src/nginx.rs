@@ -77,7 +77,7 @@ impl Nginx {
         let root = dir.path().display();
         let config = format!(
             "daemon off; master_process off; error_log {root}/error.log; pid {root}/pid;\n\
-             events {{ worker_connections 4096; }}\n\
+             events {{ worker_connections 16384; }}\n\
              http {{ access_log off; keepalive_requests 1000000;\n\
              client_body_temp_path {root}/1; proxy_temp_path {root}/2; \
              fastcgi_temp_path {root}/3; uwsgi_temp_path {root}/4; scgi_temp_path {root}/5;\n\

@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: builds everything as it is released and hands over to `mesh-testbed bench`,
 //! which has the pods.
 
+mod instructions;
+
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
@@ -10,7 +12,7 @@ use crate::sh::{cargo, is_root, run as run_command, say, which};
 use crate::{apt, ebpf, envoy, workspace};
 
 /// Packages whose programs make the load, and lead Envoy's traffic to it.
-const TOOLS: [(&str, &str); 8] = [
+const TOOLS: [(&str, &str); 9] = [
     // The agent's allocator is C with a makefile.
     ("make", "make"),
     ("ip", "iproute2"),
@@ -20,6 +22,7 @@ const TOOLS: [(&str, &str); 8] = [
     ("iperf3", "iperf3"),
     ("sockperf", "sockperf"),
     ("iptables", "iptables"),
+    ("strace", "strace"),
 ];
 
 /// Flags of the benchmark.
@@ -27,7 +30,7 @@ const TOOLS: [(&str, &str); 8] = [
 #[command(disable_help_flag = true)]
 pub(crate) struct Args {
     /// What `mesh-testbed bench` understands: try --help. `micro` measures single steps instead,
-    /// and takes what criterion understands.
+    /// and takes what criterion understands; `instructions` counts theirs under callgrind.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
 }
@@ -39,6 +42,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .map(|(first, rest)| (&**first, rest))
     {
         return micro(criterion);
+    }
+    if args
+        .args
+        .first()
+        .is_some_and(|first| first == "instructions")
+    {
+        return instructions::run();
     }
     if !is_root() {
         bail!(

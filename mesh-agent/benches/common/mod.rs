@@ -1,5 +1,7 @@
 //! Configurations of any size, as the file source reads them.
 
+#![allow(dead_code, reason = "each benchmark uses some of it")]
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -99,4 +101,17 @@ pub(crate) fn http(address: SocketAddr, virtual_hosts: &Value) -> Value {
             },
         }),
     )
+}
+
+/// An HTTP service with Envoy's default access log.
+pub(crate) fn logged(address: SocketAddr, virtual_hosts: &Value) -> Value {
+    let mut listener = http(address, virtual_hosts);
+    listener["filter_chains"][0]["filters"][0]["typed_config"]["access_log"] = json!([{
+        "name": "envoy.access_loggers.file",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": "/dev/stdout",
+        },
+    }]);
+    listener
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use crate::snapshot::ClusterView;
 
+pub use super::http::h1::micro::Exchange;
 pub use super::http::micro::{Asked, Routes};
 
 use super::lb;

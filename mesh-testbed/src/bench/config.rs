@@ -71,6 +71,8 @@ impl Service {
         let name = &self.name;
         let mut cluster = json!({
             "name": name, "type": "STATIC", "connect_timeout": "5s",
+            // Ten thousand connections are held; the default is 1024.
+            "circuit_breakers": { "thresholds": [{ "max_connections": 100_000 }] },
             "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [{
                 "endpoint": { "address": socket_address(self.server) },
             }] }] },

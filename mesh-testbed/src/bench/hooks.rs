@@ -24,12 +24,12 @@ pub(crate) struct Args {
 }
 
 /// The kernel accounts for programs while it is there.
-struct Accounting {
+pub(super) struct Accounting {
     before: String,
 }
 
 impl Accounting {
-    fn on() -> Result<Self> {
+    pub(super) fn on() -> Result<Self> {
         let before = std::fs::read_to_string(SWITCH)
             .with_context(|| format!("this kernel has no {SWITCH}"))?;
         std::fs::write(SWITCH, "1").with_context(|| format!("cannot write {SWITCH}"))?;
@@ -45,9 +45,9 @@ impl Drop for Accounting {
 
 /// What programs did so far.
 #[derive(Debug, Default, Clone, Copy)]
-struct Runs {
-    ns: u64,
-    times: u64,
+pub(super) struct Runs {
+    pub(super) ns: u64,
+    pub(super) times: u64,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -97,7 +97,7 @@ fn measure(services: u32, connections: usize) -> Result<()> {
 }
 
 /// By program: the agent holds their descriptors, of which the kernel tells.
-fn accounts(agent: &MeshAgent) -> Result<BTreeMap<String, Runs>> {
+pub(super) fn accounts(agent: &MeshAgent) -> Result<BTreeMap<String, Runs>> {
     let status: Value = serde_json::from_str(&agent.get("/status")?.body)?;
     let mut names = BTreeMap::new();
     for program in status["programs"].as_array().into_iter().flatten() {

@@ -16,7 +16,11 @@ use super::stats::{median, spread};
 const PACED_RATE: u32 = 2048;
 const PACED_CONNECTIONS: u32 = 32;
 /// Idle connections held while memory is looked at.
-const HELD: usize = 1000;
+const HELD: [(usize, Metric); 3] = [
+    (0, Metric::RssIdle),
+    (1000, Metric::Rss),
+    (10_000, Metric::Rss10k),
+];
 /// How often a measurement is tried.
 const ATTEMPTS: u32 = 3;
 
@@ -68,13 +72,20 @@ pub(super) enum Metric {
     CpuPerRequest,
     /// Of the proxy alone.
     ProxyCpuPerRequest,
+    /// Of the server's pod, with the sidecar where there is one in it.
+    ServerCpuPerRequest,
     LatencyP50,
     LatencyP99,
     LatencyP999,
     Connects,
     RttP50,
     Throughput,
+    /// Without a connection, after the loads of the path.
+    RssIdle,
+    /// With a thousand idle connections.
     Rss,
+    /// With ten thousand.
+    Rss10k,
 }
 
 impl Metric {
@@ -83,13 +94,14 @@ impl Metric {
             Self::Rps => "requests/s",
             Self::CpuPerRequest
             | Self::ProxyCpuPerRequest
+            | Self::ServerCpuPerRequest
             | Self::LatencyP50
             | Self::LatencyP99
             | Self::LatencyP999
             | Self::RttP50 => "us",
             Self::Connects => "connections/s",
             Self::Throughput => "Gbit/s",
-            Self::Rss => "MiB",
+            Self::RssIdle | Self::Rss | Self::Rss10k => "MiB",
         }
     }
 
@@ -293,10 +305,8 @@ impl Measure {
                 let rate = load::throughput(client, to(Port::Iperf), seconds)?;
                 vec![(Metric::Throughput, rate)]
             }
-            Self::Memory => match stage.proxy_pid() {
-                None => Vec::new(),
-                Some(pid) => vec![(Metric::Rss, memory_of_held(stage, path, pid)?)],
-            },
+            Self::Memory if stage.proxy_pids().is_empty() => Vec::new(),
+            Self::Memory => memory_of_held(stage, path)?,
         })
     }
 }
@@ -315,9 +325,10 @@ fn under_load(stage: &Stage, path: Path, seconds: u32) -> Result<Vec<(Metric, f6
         (Metric::Rps, load.per_second),
         (Metric::CpuPerRequest, each(used.all)),
     ];
-    if stage.proxy_pid().is_some() {
+    if !stage.proxy_pids().is_empty() {
         values.push((Metric::ProxyCpuPerRequest, each(used.proxy)));
     }
+    values.push((Metric::ServerCpuPerRequest, each(used.server)));
     Ok(values)
 }
 
@@ -348,30 +359,47 @@ fn paced<T>(
     Ok((value, pace))
 }
 
-/// Resident memory with [`HELD`] connections that are open and had one answer, in MiB.
-fn memory_of_held(stage: &Stage, path: Path, pid: u32) -> Result<f64> {
+/// Resident memory of the proxies, in MiB, with connections that are open and had one answer.
+fn memory_of_held(stage: &Stage, path: Path) -> Result<Vec<(Metric, f64)>> {
     let request = format!("GET / HTTP/1.1\r\nHost: {BODY}\r\n\r\n");
-    let held = Connect::to(stage.address(path, Port::Web))
-        .times(HELD)
-        .option("--send", request)
-        .hold(&stage.client)?;
     let answered = |text: &str| text.starts_with("HTTP/1.1 200 OK");
-    let right = held
-        .connections
-        .iter()
-        .filter(|one| answered(&one.received));
-    ensure!(
-        right.count() == HELD,
-        "not all of {HELD} connections were answered"
-    );
+    let mut values = Vec::new();
+    let mut all = Vec::new();
+    let mut open = 0;
+    for (count, metric) in HELD {
+        if count > open {
+            let held = Connect::to(stage.address(path, Port::Web))
+                .times(count - open)
+                .option("--send", &request)
+                .hold(&stage.client)?;
+            let right = held.connections.iter();
+            let right = right.filter(|one| answered(&one.received)).count();
+            ensure!(
+                right == count - open,
+                "not all of {count} connections were answered"
+            );
+            open = count;
+            all.push(held);
+        }
+        let mut bytes = 0;
+        for pid in stage.proxy_pids() {
+            bytes += resident(pid)?;
+        }
+        values.push((metric, bytes as f64 / f64::from(1 << 20)));
+    }
+    Ok(values)
+}
+
+/// Of a process, in bytes.
+pub(super) fn resident(pid: u32) -> Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kibibytes: f64 = text
+    let kibibytes: u64 = text
         .lines()
         .find_map(|line| line.strip_prefix("VmRSS:"))
         .and_then(|line| line.trim().strip_suffix(" kB"))
         .context("a process has VmRSS")?
         .parse()?;
-    Ok(kibibytes / 1024.0)
+    Ok(kibibytes << 10)
 }
 
 #[cfg(test)]

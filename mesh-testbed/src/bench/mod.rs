@@ -11,9 +11,11 @@ mod measure;
 mod mtls;
 mod path;
 mod report;
+mod scale;
 mod servers;
 mod stage;
 mod stats;
+mod syscalls;
 mod waits;
 mod world;
 mod xds;
@@ -57,6 +59,10 @@ enum Other {
     Xds(xds::Args),
     /// What every kernel program costs.
     Hooks(hooks::Args),
+    /// What grows with the mesh, and what does not.
+    Scale(scale::Args),
+    /// System calls that a proxy makes for a request.
+    Syscalls(syscalls::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -66,12 +72,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.other {
         Some(Other::Xds(args)) => return xds::run(args),
         Some(Other::Hooks(args)) => return hooks::run(args),
-        None => {}
+        Some(Other::Scale(_) | Other::Syscalls(_)) | None => {}
+    }
+    many_files()?;
+    if let Some(Other::Scale(args)) = &args.other {
+        return scale::run(args);
     }
     if Envoy::program().is_none() {
         bail!("no Envoy to compare with; type: cargo xtask bench, or name one with ENVOY_BIN");
     }
-    many_files()?;
+    if let Some(Other::Syscalls(args)) = &args.other {
+        return syscalls::run(args);
+    }
     let asked = args.paths.iter().flat_map(|asked| &asked.0);
     let mut paths: Vec<Path> = asked.copied().collect();
     if paths.is_empty() {

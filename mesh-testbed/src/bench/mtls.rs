@@ -49,7 +49,7 @@ pub(super) fn server_port(path: Path, port: Port) -> u16 {
 
 fn services(testbed: &Testbed, server: &Pod, ground: Ground) -> Vec<(Path, Service)> {
     let paths = Path::all().iter().copied();
-    let ports = [Port::Web, Port::Iperf];
+    let ports = [Port::Web, Port::Iperf, Port::Sockperf];
     let all = paths
         .filter(|path| path.ground() == ground)
         .flat_map(|path| ports.map(|port| (path, port)));

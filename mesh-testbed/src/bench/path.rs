@@ -176,6 +176,7 @@ impl Path {
                 Measure::Load,
                 Measure::Latency,
                 Measure::Connects,
+                Measure::RoundTrip,
                 Measure::Throughput,
             ],
             Self::MtlsL7 | Self::SameNodeL7 => {

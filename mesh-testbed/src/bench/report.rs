@@ -7,7 +7,7 @@ use super::stats::median;
 const QUIET: f64 = 0.05;
 
 /// The least a ratio must be, and what is aimed at.
-const TARGETS: [(&str, Metric, &str, f64, f64); 12] = [
+const TARGETS: [(&str, Metric, &str, f64, f64); 21] = [
     ("l4-direct", Metric::Rps, "no mesh", 0.95, 1.0),
     ("l4-direct", Metric::Connects, "no mesh", 0.95, 1.0),
     ("l4-direct", Metric::Throughput, "no mesh", 0.95, 1.0),
@@ -33,6 +33,15 @@ const TARGETS: [(&str, Metric, &str, f64, f64); 12] = [
     ("l7-h2", Metric::Rps, "envoy", 1.3, 2.0),
     ("l7-h2", Metric::LatencyP99, "envoy", 1.3, 2.0),
     ("l7-grpc", Metric::Rps, "envoy", 1.3, 2.0),
+    ("l7-grpc", Metric::LatencyP99, "envoy", 1.3, 2.0),
+    ("mtls-l4", Metric::Rps, "envoy", 1.5, 2.0),
+    ("mtls-l4", Metric::Connects, "envoy", 1.5, 2.0),
+    ("mtls-l4", Metric::Throughput, "envoy", 1.5, 2.0),
+    ("mtls-l4-hbone", Metric::Rps, "envoy", 1.5, 2.0),
+    ("mtls-l4-hbone", Metric::Connects, "envoy", 1.5, 2.0),
+    ("mtls-l4-hbone", Metric::Throughput, "envoy", 1.5, 2.0),
+    ("mtls-l7", Metric::Rps, "envoy", 2.5, 4.0),
+    ("same-node-l7", Metric::Rps, "envoy", 3.0, 5.0),
 ];
 
 pub(super) fn print(rows: &[Row]) {

@@ -166,12 +166,12 @@ impl Stage {
         })
     }
 
-    /// The proxy's process, if there is one.
-    pub(super) fn proxy_pid(&self) -> Option<u32> {
+    /// The processes of the proxies, the client's first; none without a mesh.
+    pub(super) fn proxy_pids(&self) -> Vec<u32> {
         match &self.proxy {
-            Proxy::None => None,
-            Proxy::Agents(agents) => agents.first().map(MeshAgent::pid),
-            Proxy::Envoys(envoys) => envoys.first().map(Envoy::pid),
+            Proxy::None => Vec::new(),
+            Proxy::Agents(agents) => agents.iter().map(MeshAgent::pid).collect(),
+            Proxy::Envoys(envoys) => envoys.iter().map(Envoy::pid).collect(),
         }
     }
 }

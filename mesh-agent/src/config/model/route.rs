@@ -260,7 +260,7 @@ pub enum ClusterSpecifier {
 }
 
 impl ClusterSpecifier {
-    fn names(&self, at: &str) -> Vec<(String, &Name)> {
+    pub(crate) fn names(&self, at: &str) -> Vec<(String, &Name)> {
         match self {
             Self::Cluster(name) => vec![(format!("{at}.cluster"), name)],
             Self::Header(_) => Vec::new(),

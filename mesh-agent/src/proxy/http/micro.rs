@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
-use crate::config::model::listener::{RouteSource, Terminal};
-use crate::config::model::route::{Route, RouteConfiguration};
+use crate::config::model::listener::{HttpConnectionManager, RouteSource, Terminal};
+use crate::config::model::route::{Route, RouteAction, RouteConfiguration};
 use crate::snapshot::View;
 
 use super::headers::{self, Facts, Side};
@@ -20,7 +20,7 @@ pub struct Routes(Arc<RouteConfiguration>);
 
 /// A request as it was parsed.
 #[derive(Debug, Clone)]
-pub struct Asked(Request);
+pub struct Asked(pub(in crate::proxy::http) Request);
 
 impl Asked {
     /// A GET request; `None`: something of it has no place in a request.
@@ -42,17 +42,23 @@ impl Asked {
     }
 }
 
+/// What the first HTTP filter chain of a view's listener does.
+pub(in crate::proxy::http) fn hcm(
+    view: &View,
+    destination: SocketAddr,
+) -> Option<&Arc<HttpConnectionManager>> {
+    let listener = view.outbound.find(destination)?;
+    let mut chains = listener.filter_chains.iter();
+    chains.find_map(|chain| match &chain.terminal {
+        Terminal::Http(hcm) => Some(hcm),
+        Terminal::Tcp(_) => None,
+    })
+}
+
 impl Routes {
     /// Those of the first HTTP filter chain of a view's listener.
     pub fn of(view: &View, destination: SocketAddr) -> Option<Self> {
-        let listener = view.outbound.find(destination)?;
-        let hcm = listener
-            .filter_chains
-            .iter()
-            .find_map(|chain| match &chain.terminal {
-                Terminal::Http(hcm) => Some(hcm),
-                Terminal::Tcp(_) => None,
-            })?;
+        let hcm = hcm(view, destination)?;
         match &hcm.routes {
             RouteSource::Inline(routes) => Some(Self(routes.clone())),
             RouteSource::Rds(name) => view.routes.get(name).cloned().map(Self),
@@ -62,6 +68,17 @@ impl Routes {
     /// The name of the route that takes the request.
     pub fn find(&self, asked: &Asked) -> Option<&str> {
         self.route(asked).map(|route| &*route.name)
+    }
+
+    /// The first cluster of the route that takes the request.
+    pub(in crate::proxy::http) fn cluster(&self, asked: &Asked) -> Option<&str> {
+        match &self.route(asked)?.action {
+            RouteAction::Forward(forward) => {
+                let names = forward.cluster.names("");
+                names.first().map(|(_, name)| &***name)
+            }
+            _ => None,
+        }
     }
 
     /// Does to the request's headers what its route says.

@@ -12,7 +12,7 @@ mod exchange;
 mod filters;
 mod forward;
 mod grpc_messages;
-mod h1;
+pub(super) mod h1;
 mod hash;
 mod headers;
 mod http2;

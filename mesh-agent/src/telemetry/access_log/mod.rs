@@ -4,6 +4,8 @@
 
 mod entry;
 mod filter;
+#[doc(hidden)]
+pub mod micro;
 mod render;
 mod time;
 mod writer;

@@ -5,6 +5,7 @@
 mod chunked;
 pub(in crate::proxy) mod client;
 mod fields;
+pub(in crate::proxy) mod micro;
 mod request;
 mod response;
 pub(in crate::proxy) mod server;
