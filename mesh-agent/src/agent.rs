@@ -27,7 +27,7 @@ use crate::source::file::{self, Loaded, ReloadStatus};
 use crate::source::xds::{Published, Sight, Views};
 use crate::store::ResourceSet;
 use crate::telemetry::Telemetry;
-use crate::workload::{Manager, Netns, WorkloadState};
+use crate::workload::{Manager, Netns, Phase, WorkloadState};
 
 use certificates::Certificates;
 
@@ -268,20 +268,24 @@ impl Agent {
         }
     }
 
-    /// Pods are caught from the first configuration on; until then their traffic is plain.
+    /// Pods are caught from the first configuration on; until then nobody connects to those that
+    /// may turn out to let nobody in without TLS.
     fn reconcile_pods(&mut self, snapshot: &Snapshot) {
-        if self.configured() && !self.inheriting {
-            self.manager
-                .reconcile(snapshot, &mut self.datapath, &self.proxy);
-            if self.pods_known != self.manager.changes() {
-                self.pods_known = self.manager.changes();
-                let pods = self.manager.known_pods();
-                if let Some(sockets) = self.datapath.sockets() {
-                    sockets.know(pods.iter().map(|known| known.pod.clone()).collect());
-                }
-                self.proxy.requests().know(&pods);
-                self.telemetry.know(pods);
+        let phase = match (self.configured(), self.inheriting) {
+            (false, _) => Phase::Unconfigured,
+            (true, true) => Phase::Inheriting,
+            (true, false) => Phase::Serving,
+        };
+        self.manager
+            .reconcile(phase, snapshot, &mut self.datapath, &self.proxy);
+        if phase == Phase::Serving && self.pods_known != self.manager.changes() {
+            self.pods_known = self.manager.changes();
+            let pods = self.manager.known_pods();
+            if let Some(sockets) = self.datapath.sockets() {
+                sockets.know(pods.iter().map(|known| known.pod.clone()).collect());
             }
+            self.proxy.requests().know(&pods);
+            self.telemetry.know(pods);
         }
     }
 
@@ -306,6 +310,7 @@ impl Agent {
         self.want_identities();
         let inherits = self.inheriting && self.datapath.has_inherited();
         if inherits && !self.supersedes() {
+            self.reconcile_pods(&snapshot);
             return;
         }
         let report = self.datapath.apply(&snapshot);

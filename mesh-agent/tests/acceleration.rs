@@ -67,27 +67,30 @@ fn outcome(agent: &MeshAgent, name: &str) -> Result<u64> {
     )
 }
 
-/// The sum of one of Istio's TCP metrics.
-fn istio(agent: &MeshAgent, name: &str) -> Result<u64> {
+/// The sum of one of Istio's TCP metrics, as one side tells it.
+fn istio(agent: &MeshAgent, name: &str, reporter: &str) -> Result<u64> {
     let page = agent.get("/stats/prometheus")?.body;
-    let of = |line: &&str| line.starts_with(&format!("istio_tcp_{name}_total{{"));
+    let of =
+        |line: &&str| line.starts_with(&format!("istio_tcp_{name}_total{{reporter=\"{reporter}\""));
     page.lines()
         .filter(of)
         .map(|line| Ok(line.rsplit(' ').next().context("a value")?.parse::<u64>()?))
         .sum()
 }
 
-/// Bytes both ways of connections that ended are counted to the byte.
+/// Bytes both ways of connections that ended are counted to the byte, on both sides.
 fn counted(agent: &MeshAgent, bytes: u64) -> Result<()> {
+    let sums = || {
+        ["source", "destination"].map(|reporter| {
+            ["received_bytes", "sent_bytes"].map(|name| istio(agent, name, reporter))
+        })
+    };
     eventually("all bytes are counted", PATIENCE, || {
-        [istio(agent, "received_bytes"), istio(agent, "sent_bytes")]
-            .iter()
-            .all(|sum| sum.as_ref().is_ok_and(|sum| *sum == bytes))
+        let all = sums();
+        let mut all = all.iter().flatten();
+        all.all(|sum| sum.as_ref().is_ok_and(|sum| *sum == bytes))
     })
-    .with_context(|| {
-        let sums = ["received_bytes", "sent_bytes"].map(|name| istio(agent, name));
-        format!("{sums:?} of {bytes}")
-    })
+    .with_context(|| format!("{:?} of {bytes}", sums()))
 }
 
 #[test]

@@ -210,8 +210,10 @@ fn config(
         "rules": { "action": "DENY", "policies": { "all": {
             "permissions": [{ "any": true }], "principals": [{ "authenticated": {} }] } } } } });
     let mut http_filters = vec![hcm("inbound", json!(routes), vec![filter])];
+    let mut tcp_filters = vec![only_shop, tcp("inbound")];
     if denied {
-        http_filters.insert(0, nobody);
+        http_filters.insert(0, nobody.clone());
+        tcp_filters.insert(0, nobody);
     }
     let mut workloads = vec![
         json!({ "name": "web", "namespace": "shop", "service_account": "web",
@@ -244,7 +246,7 @@ fn config(
                         { "name": "tcp",
                             "filter_chain_match": { "transport_protocol": "tls",
                                 "application_protocols": ["istio"] },
-                            "filters": [only_shop, tcp("inbound")],
+                            "filters": tcp_filters,
                             "transport_socket": context("Downstream", &["h2"]) },
                     ] },
             ],
@@ -416,6 +418,25 @@ fn connections_take_the_short_way_and_are_judged_there() -> Result<()> {
         assert_eq!(taken, if short { 2 } else { 0 });
     }
     Ok(())
+}
+
+#[test]
+fn connections_that_stand_are_reset_by_rules_that_deny_them_now() -> Result<()> {
+    needs_root!(Ok(()));
+    let scene = Scene::start()?;
+    ready(&scene)?;
+    let before = scene.short_circuits()?;
+    let mut held = mesh_testbed::Connect::to(scene.raw)
+        .times(3)
+        .hold(&scene.callers[0].0)?;
+    ensure!(held.check()?.alive == 3, "{:?}", held.connections);
+    assert_eq!(scene.short_circuits()? - before, 3);
+    scene.apply(true, false)?;
+    assert_eq!(held.check()?.alive, 3, "the rules allow them as before");
+    scene.apply(true, true)?;
+    eventually("they are reset", PATIENCE, || {
+        held.check().is_ok_and(|held| held.alive == 0)
+    })
 }
 
 #[test]

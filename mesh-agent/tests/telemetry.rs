@@ -66,11 +66,17 @@ fn sum(agent: &MeshAgent, metric: &str, labels: &[&str]) -> Result<u64> {
         .sum()
 }
 
+/// Both sides tell: the client's pod and the server's.
 fn closed(agent: &MeshAgent, service: &str, times: u64) -> Result<()> {
     let label = format!("destination_service=\"{service}\"");
-    eventually("the connections are counted", PATIENCE, || {
-        sum(agent, "istio_tcp_connections_closed_total", &[&label]).is_ok_and(|n| n == times)
-    })
+    for reporter in ["reporter=\"source\"", "reporter=\"destination\""] {
+        eventually("the connections are counted", PATIENCE, || {
+            let labels = [reporter, &label];
+            sum(agent, "istio_tcp_connections_closed_total", &labels).is_ok_and(|n| n == times)
+        })
+        .with_context(|| reporter.to_owned())?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -94,19 +100,20 @@ fn bytes_and_connections_are_counted_to_the_byte() -> Result<()> {
         assert!(unread.connected);
         closed(&agent, service, 51)?;
         let label = format!("destination_service=\"{service}\"");
-        let labels = [label.as_str()];
-        assert_eq!(
-            sum(&agent, "istio_tcp_connections_opened_total", &labels)?,
-            51
-        );
-        assert_eq!(sum(&agent, "istio_tcp_received_bytes_total", &labels)?, 250);
-        let sent = sum(&agent, "istio_tcp_sent_bytes_total", &labels)?;
-        let banner = received as u64 / 50;
-        let range = received as u64..=received as u64 + banner;
-        assert!(range.contains(&sent), "{sent} in {range:?}");
+        for reporter in ["reporter=\"source\"", "reporter=\"destination\""] {
+            let labels = [reporter, &label];
+            assert_eq!(
+                sum(&agent, "istio_tcp_connections_opened_total", &labels)?,
+                51
+            );
+            assert_eq!(sum(&agent, "istio_tcp_received_bytes_total", &labels)?, 250);
+            let sent = sum(&agent, "istio_tcp_sent_bytes_total", &labels)?;
+            let banner = received as u64 / 50;
+            let range = received as u64..=received as u64 + banner;
+            assert!(range.contains(&sent), "{reporter}: {sent} in {range:?}");
+        }
     }
     let istio = [
-        "reporter=\"source\"",
         "source_workload=\"client\"",
         "source_workload_namespace=\"shop\"",
         "source_canonical_service=\"till\"",
@@ -118,10 +125,23 @@ fn bytes_and_connections_are_counted_to_the_byte() -> Result<()> {
         "destination_service_namespace=\"prod\"",
         "request_protocol=\"tcp\"",
     ];
-    assert_eq!(
-        sum(&agent, "istio_tcp_connections_opened_total", &istio)?,
-        51
-    );
+    for further in [
+        [
+            "reporter=\"source\"",
+            "connection_security_policy=\"unknown\"",
+        ],
+        [
+            "reporter=\"destination\"",
+            "connection_security_policy=\"none\"",
+        ],
+    ] {
+        let labels = [&istio[..], &further].concat();
+        assert_eq!(
+            sum(&agent, "istio_tcp_connections_opened_total", &labels)?,
+            51,
+            "{further:?}"
+        );
+    }
     assert_eq!(
         sum(&agent, "mesh_datapath_connections_total", &["event_lost"])?,
         0
@@ -138,11 +158,11 @@ fn what_ended_while_no_agent_was_there_is_told_to_the_next() -> Result<()> {
     let received: usize = all.iter().map(|one| one.received.len()).sum();
     let agent = bed.start()?;
     closed(&agent, "db.prod.svc.cluster.local", 20)?;
-    let client = ["source_workload=\"client\""];
-    assert_eq!(
-        sum(&agent, "istio_tcp_sent_bytes_total", &client)?,
-        received as u64
-    );
+    for reporter in ["reporter=\"source\"", "reporter=\"destination\""] {
+        let client = [reporter, "source_workload=\"client\""];
+        let sent = sum(&agent, "istio_tcp_sent_bytes_total", &client)?;
+        assert_eq!(sent, received as u64, "{reporter}");
+    }
     Ok(())
 }
 
@@ -151,22 +171,28 @@ fn long_connections_are_counted_while_they_last() -> Result<()> {
     needs_root!(Ok(()));
     let bed = Bed::new()?;
     let agent = bed.start()?;
-    let service = ["destination_service_name=\"db\""];
+    let service = "destination_service_name=\"db\"";
     let mut held = Connect::to(bed.vips[0])
         .option("--send", "hello")
         .times(4)
         .hold(&bed.client)?;
     assert_eq!(held.check()?.alive, 4);
     let received = |bytes| {
-        eventually(
-            "the bytes of open connections are counted",
-            PATIENCE,
-            || sum(&agent, "istio_tcp_received_bytes_total", &service).is_ok_and(|n| n == bytes),
-        )
+        ["source", "destination"]
+            .into_iter()
+            .try_for_each(|reporter| {
+                let labels = [&*format!("reporter=\"{reporter}\""), service];
+                let name = "istio_tcp_received_bytes_total";
+                eventually(
+                    "the bytes of open connections are counted",
+                    PATIENCE,
+                    || sum(&agent, name, &labels).is_ok_and(|n| n == bytes),
+                )
+            })
     };
     received(4 * 6)?;
     assert_eq!(
-        sum(&agent, "istio_tcp_connections_closed_total", &service)?,
+        sum(&agent, "istio_tcp_connections_closed_total", &[service])?,
         0
     );
     assert_eq!(held.check()?.alive, 4);
@@ -212,5 +238,60 @@ fn refusals_are_counted_and_told_by_pod_destination_and_rule() -> Result<()> {
         line.contains("outbound_traffic_policy is REGISTRY_ONLY"),
         "{line}"
     );
+    Ok(())
+}
+
+/// Who is connected to through the agent is told of by the agent alone.
+#[test]
+fn inbound_connections_are_told_once_by_whoever_passes_them() -> Result<()> {
+    needs_root!(Ok(()));
+    let bed = Bed::new()?;
+    let outside = bed.testbed.pod("outside")?;
+    let tcp = "{name: tcp, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.\
+               network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: here}}";
+    let carried = |more: &str| {
+        Config::default()
+            .enrol(&bed._server, more)
+            .listener("inbound", ([0, 0, 0, 0], 15006).into(), "INBOUND", tcp)
+            .original_dst("here")
+            .yaml()
+    };
+    let excluded = ", capture: {exclude_inbound_ports: [9000]}";
+    let name = "istio_tcp_connections_closed_total";
+    let labels = [
+        "reporter=\"destination\"",
+        "source_workload=\"unknown\"",
+        "destination_workload=\"server\"",
+    ];
+    let agent = MeshAgent::start(&bed.testbed, &carried(excluded))?;
+    for (at, times) in [(bed.app.addr4(), 3), (bed.app.addr6(), 6)] {
+        Connect::to(at)
+            .flag("--until-close")
+            .times(3)
+            .run(&outside)?;
+        eventually("what the kernel passes is told", PATIENCE, || {
+            sum(&agent, name, &labels).is_ok_and(|n| n == times)
+        })?;
+    }
+    agent.terminate()?;
+    let agent = MeshAgent::start(&bed.testbed, &carried(""))?;
+    for at in [bed.app.addr4(), bed.app.addr6()] {
+        let made = Connect::to(at)
+            .flag("--until-close")
+            .times(3)
+            .run(&outside)?;
+        assert!(made.iter().all(|one| one.closed));
+    }
+    let steered = "mesh_datapath_connections_total{outcome=\"inbound_steered\"}";
+    assert_eq!(common::metric(&agent, steered)?, 6);
+    // A connection that the kernel passes later is told; so those before would have been.
+    common::apply(&agent, &carried(excluded))?;
+    Connect::to(bed.app.addr4())
+        .flag("--until-close")
+        .run_one(&outside)?;
+    eventually("the last one is told", PATIENCE, || {
+        sum(&agent, name, &labels).is_ok_and(|n| n > 0)
+    })?;
+    assert_eq!(sum(&agent, name, &labels)?, 1);
     Ok(())
 }

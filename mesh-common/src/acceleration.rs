@@ -101,6 +101,16 @@ pub struct Pair {
     pub unanswered: [u32; 2],
     /// The service.
     pub svc_id: u32,
-    /// Zero.
-    pub pad: u32,
+    /// [`PairEnds`]
+    pub ends: u32,
+}
+
+/// Bits of [`Pair::ends`]: who still asks what went past TCP.
+pub struct PairEnds;
+
+impl PairEnds {
+    /// The server's side is told of, too.
+    pub const BOTH: u32 = 1 << 0;
+    /// One side has ended.
+    pub const ONE_OVER: u32 = 1 << 1;
 }

@@ -14,7 +14,7 @@ pub struct SkState {
     pub connected_ns: u64,
     /// [`ConnsKey::cluster`]
     pub cluster: u64,
-    /// The address dialled.
+    /// The address dialled; of an inbound connection the pod's own.
     pub orig_addr: Addr,
     /// The port dialled.
     pub orig_port: u16,
@@ -46,6 +46,8 @@ pub mod sk_flags {
     pub const STARTED: u16 = 1 << 5;
     /// The application closed its last descriptor.
     pub const LEFT: u16 = 1 << 6;
+    /// The application of an enrolled pod accepted it: nothing was chosen, it is only told of.
+    pub const INBOUND: u16 = 1 << 7;
     /// Whatever must be released.
     pub const RESERVED: u16 = IN_CLUSTER | IN_BACKEND | IN_SERVICE;
 }

@@ -10,11 +10,11 @@ use crate::Addr;
 pub struct Event {
     /// The socket's cookie, as `inet_diag` shows it.
     pub cookie: u64,
-    /// Who connected: the pod's network namespace.
+    /// Who connected, or was connected to: the pod's network namespace.
     pub netns_cookie: u64,
-    /// [`crate::ConnsKey::cluster`]
+    /// [`crate::ConnsKey::cluster`]; 0 of an inbound connection.
     pub cluster: u64,
-    /// When connect(2) was called, in ns of the monotonic clock.
+    /// When connect(2) was called, or the handshake done, in ns of the monotonic clock.
     pub connected_ns: u64,
     /// Now, by the same clock.
     pub now_ns: u64,
@@ -24,7 +24,7 @@ pub struct Event {
     pub received_bytes: u64,
     /// The address dialled.
     pub orig_addr: Addr,
-    /// The backend.
+    /// The other end: the backend, or the client of an inbound connection.
     pub addr: Addr,
     /// To which service.
     pub svc_id: u32,
@@ -36,14 +36,16 @@ pub struct Event {
     pub retransmits: u32,
     /// The port dialled.
     pub orig_port: u16,
-    /// The backend's port.
+    /// The other end's port.
     pub port: u16,
     /// [`EventKind`]
     pub kind: u8,
     /// [`End`]
     pub end: u8,
+    /// 1: the pod was connected to.
+    pub inbound: u8,
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
 }
 
 /// What happened.

@@ -18,7 +18,9 @@ mod listen;
 mod pod;
 mod service;
 
-pub use acceleration::{Acceleration, AccelerationFlags, Ends, FastKey, Flow, Hello, Pair, Side};
+pub use acceleration::{
+    Acceleration, AccelerationFlags, Ends, FastKey, Flow, Hello, Pair, PairEnds, Side,
+};
 pub use address::Addr;
 pub use authz::{AuthzKey, AuthzVerdict};
 pub use connection::{Conns, ConnsKey, OrigKey, OriginalDst, SkState, sk_flags};

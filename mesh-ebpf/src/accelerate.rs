@@ -13,7 +13,8 @@ use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie};
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::{
-    AccelerationFlags, Addr, Counter, Ends, FastKey, Flow, Hello, Pair, Side, SkState, sk_flags,
+    AccelerationFlags, Addr, Counter, Ends, FastKey, Flow, Hello, Pair, PairEnds, Side, SkState,
+    sk_flags,
 };
 
 use crate::capture;
@@ -115,9 +116,9 @@ pub(crate) fn connected(ctx: &SockOpsContext, sk: *mut bpf_sock, state: &SkState
     }
 }
 
-/// The server's handshake is done.
+/// The server's handshake is done; `told`: its side is told of, too.
 #[inline(always)]
-pub(crate) fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+pub(crate) fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock, told: bool) {
     if flags() == 0 {
         return;
     }
@@ -150,10 +151,16 @@ pub(crate) fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock) {
         return;
     }
     let _ = PEERS.remove(ends);
-    join(ctx, sk, hello.pair, Side::SERVER);
+    if join(ctx, sk, hello.pair, Side::SERVER)
+        && told
+        && let Some(pair) = PAIRS.get_ptr_mut(hello.pair)
+    {
+        // SAFETY: a live, aligned map value; nothing was sent past TCP yet.
+        unsafe { (*pair).ends |= PairEnds::BOTH };
+    }
 }
 
-/// The client's socket is closed: what went past TCP, from the client and to it.
+/// A socket is closed: what went past TCP, from it and to it.
 #[inline(always)]
 pub(crate) fn ended(sk: *mut bpf_sock, state: &SkState) -> (u64, u64) {
     let Some(flow) = flow(sk) else { return (0, 0) };
@@ -162,10 +169,19 @@ pub(crate) fn ended(sk: *mut bpf_sock, state: &SkState) -> (u64, u64) {
         return (0, 0);
     };
     // SAFETY: a live, aligned map value.
-    let pair = unsafe { *pair };
-    let _ = PAIRS.remove(number);
-    learn(state.svc_id, pair.messages[0]);
-    (pair.bytes[0], pair.bytes[1])
+    let pair = unsafe { &mut *pair };
+    let (client, server) = (pair.bytes[0], pair.bytes[1]);
+    let messages = pair.messages[0];
+    if pair.ends == PairEnds::BOTH {
+        pair.ends |= PairEnds::ONE_OVER;
+    } else {
+        let _ = PAIRS.remove(number);
+    }
+    if state.flags & sk_flags::INBOUND != 0 {
+        return (server, client);
+    }
+    learn(state.svc_id, messages);
+    (client, server)
 }
 
 #[inline(always)]
@@ -236,7 +252,7 @@ pub(crate) fn learn_bulk(svc_id: u32) {
 }
 
 #[inline(always)]
-fn remote(ctx: &SockOpsContext) -> (Addr, u16) {
+pub(crate) fn remote(ctx: &SockOpsContext) -> (Addr, u16) {
     // SAFETY: see connect.rs; both families before the branch, as in sk_lookup.rs.
     unsafe {
         let addr4 = read_volatile(&raw const (*ctx.ops).remote_ip4);

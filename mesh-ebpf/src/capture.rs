@@ -58,12 +58,8 @@ fn cidr_rule(pod: &Pod, addr: &Addr) -> Option<u32> {
 /// Whether a connection the pod receives is captured.
 #[inline(always)]
 pub(crate) fn inbound(pod: &InboundPod, port: u16) -> bool {
-    let mut i = 0;
-    while i < RESERVED_INBOUND_PORTS.len() {
-        if RESERVED_INBOUND_PORTS[i] == port {
-            return false;
-        }
-        i += 1;
+    if is_reserved(port) {
+        return false;
     }
     if pod.flags & PodFlags::NO_PORT_RULES == 0 {
         match port_rule(pod.capture_id, port, Direction::INBOUND) {
@@ -73,4 +69,17 @@ pub(crate) fn inbound(pod: &InboundPod, port: u16) -> bool {
         }
     }
     pod.flags & PodFlags::ALL_INBOUND_PORTS != 0
+}
+
+/// Whether a port is never captured inbound.
+#[inline(always)]
+pub(crate) fn is_reserved(port: u16) -> bool {
+    let mut i = 0;
+    while i < RESERVED_INBOUND_PORTS.len() {
+        if RESERVED_INBOUND_PORTS[i] == port {
+            return true;
+        }
+        i += 1;
+    }
+    false
 }

@@ -85,7 +85,7 @@ pub(crate) fn classify(ctx: &SockAddrContext, pod: &Pod, state: &mut SkState) ->
 }
 
 #[inline(always)]
-fn is_own(pod: &Pod, addr: &Addr) -> bool {
+pub(crate) fn is_own(pod: &Pod, addr: &Addr) -> bool {
     match addr.v4_be() {
         Some(v4) => v4 == pod.own_v4,
         None => *addr == pod.own_v6,

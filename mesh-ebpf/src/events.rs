@@ -76,7 +76,9 @@ pub(crate) fn ended(ctx: &SockOpsContext, state: &SkState, before: u32, fast: (u
         tcp::ESTABLISHED | tcp::CLOSE_WAIT if left => End::Aborted,
         _ => End::Reset,
     };
-    let sent = acked.saturating_sub(1 + fin_acked) + fast.0;
+    // Of an accepted socket the SYN is not among the bytes.
+    let syn = u64::from(state.flags & sk_flags::INBOUND == 0);
+    let sent = acked.saturating_sub(syn + fin_acked) + fast.0;
     let received = received.saturating_sub(fin_received) + fast.1;
     emit(ctx, state, EventKind::Closed, end, sent, received);
 }
@@ -141,7 +143,8 @@ fn emit(
             port: u16::from_be((read_volatile(&raw const (*ctx.ops).remote_port) >> 16) as u16),
             kind: kind as u8,
             end: end as u8,
-            pad: [0; 2],
+            inbound: (state.flags & sk_flags::INBOUND != 0) as u8,
+            pad: 0,
         }
     };
     // SAFETY: the record has this size.

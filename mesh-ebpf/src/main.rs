@@ -16,6 +16,7 @@ mod classify;
 mod config;
 mod connect;
 mod events;
+mod inbound;
 mod maps;
 mod name;
 mod reserve;

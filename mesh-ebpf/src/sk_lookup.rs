@@ -6,6 +6,9 @@
 //! Returns: SK_PASS with or without an assigned socket; SK_DROP makes the kernel answer RST.
 //! Leaves alone: connections from inside the pod, which is also how the agent reaches the
 //! application.
+//!
+//! `mesh_sk_bar` stands in its place at a pod that is not caught and must not be served without:
+//! nobody connects to it from outside. It reads no map, so it does its work when maps are full.
 
 use core::ptr::read_volatile;
 
@@ -25,23 +28,10 @@ const LOOPBACK_IFINDEX: u32 = 1;
 #[sk_lookup]
 pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
     let lookup = ctx.lookup;
-    // SAFETY (all context accesses): see connect.rs.
-    unsafe {
-        if read_volatile(&raw const (*lookup).protocol) != TCP {
-            return SK_PASS;
-        }
-        if config::has_ingress_ifindex()
-            && read_volatile(&raw const (*lookup).ingress_ifindex) == LOOPBACK_IFINDEX
-        {
-            return SK_PASS;
-        }
-    }
-    let (addr, from) = addresses(lookup);
-    // A connection of the pod to its own address comes over loopback, but the kernel reports the
-    // interface that has the address (`inet_iif`, `IP6CB->iif`). It has one address twice.
-    if addr.is_local() || from.is_local() || addr == from {
+    let Some((addr, from)) = from_outside(lookup) else {
         return SK_PASS;
-    }
+    };
+    // SAFETY: see `from_outside`.
     let port = unsafe { read_volatile(&raw const (*lookup).local_port) } as u16;
     // SAFETY: the agent replaces values whole.
     let Some(pod) = (unsafe { IN_PODS.get(addr) }) else {
@@ -68,6 +58,37 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
         Err(_) => count(Counter::InboundPass),
     }
     SK_PASS
+}
+
+#[sk_lookup]
+pub fn mesh_sk_bar(ctx: SkLookupContext) -> u32 {
+    if from_outside(ctx.lookup).is_none() {
+        return SK_PASS;
+    }
+    count(Counter::InboundRefused);
+    SK_DROP
+}
+
+/// The addresses dialled and dialled from, of a TCP connection that does not come from inside the
+/// pod.
+#[inline(always)]
+fn from_outside(lookup: *mut bpf_sk_lookup) -> Option<(Addr, Addr)> {
+    // SAFETY (all context accesses): see connect.rs.
+    unsafe {
+        if read_volatile(&raw const (*lookup).protocol) != TCP {
+            return None;
+        }
+        if config::has_ingress_ifindex()
+            && read_volatile(&raw const (*lookup).ingress_ifindex) == LOOPBACK_IFINDEX
+        {
+            return None;
+        }
+    }
+    let (addr, from) = addresses(lookup);
+    // A connection of the pod to its own address comes over loopback, but the kernel reports the
+    // interface that has the address (`inet_iif`, `IP6CB->iif`). It has one address twice.
+    let inside = addr.is_local() || from.is_local() || addr == from;
+    (!inside).then_some((addr, from))
 }
 
 /// The addresses dialled and dialled from.

@@ -17,7 +17,7 @@ use mesh_common::{Addr, OrigKey, OriginalDst, sk_flags};
 
 use crate::events::tcp;
 use crate::maps::ORIG;
-use crate::{accelerate, events, reserve, sk_state};
+use crate::{accelerate, events, inbound, reserve, sk_state};
 
 const DONE: u32 = 1;
 const AF_INET: u32 = 2;
@@ -114,7 +114,8 @@ fn connected(ctx: &SockOpsContext) {
 fn accepted(ctx: &SockOpsContext) {
     let Some(sk) = socket(ctx) else { return };
     if sk_state::multipath(sk).is_null() {
-        accelerate::accepted(ctx, sk);
+        let told = inbound::accepted(ctx, sk);
+        accelerate::accepted(ctx, sk, told);
     }
 }
 
@@ -136,8 +137,8 @@ fn changed(ctx: &SockOpsContext) {
         }
         tcp::CLOSE => {
             let fast = accelerate::ended(sk, connection);
-            if connection.flags & sk_flags::DIRECT != 0 && connection.flags & sk_flags::STARTED != 0
-            {
+            let told = sk_flags::DIRECT | sk_flags::INBOUND;
+            if connection.flags & told != 0 && connection.flags & sk_flags::STARTED != 0 {
                 events::ended(ctx, connection, before, fast);
             }
             connection.flags &= !sk_flags::STARTED;

@@ -71,8 +71,7 @@ fn belongs(key: &SlotKey, service: &Service) -> bool {
 
 /// What other agents enrolled.
 pub(super) fn pods(maps: &PodMaps) -> Pods {
-    let pods = maps.pods.iter().flatten().map(|(_, pod)| pod).collect();
-    Pods::inherited_from(pods)
+    Pods::inherited_from(maps.pods.iter().flatten().collect())
 }
 
 /// Keys that are not to stay.

@@ -39,7 +39,7 @@ fn is_plain(cluster: &ClusterView) -> bool {
 
 /// Whether inbound connections have to be refused while the agent is down: on some port nobody is
 /// let in without TLS (Istio: PeerAuthentication STRICT), or somebody is to be asked who connects.
-pub(super) fn closes_inbound(listener: &Listener) -> bool {
+pub fn closes_inbound(listener: &Listener) -> bool {
     if chains(listener).any(|chain| !chain.rbac.is_empty()) {
         return true;
     }

@@ -30,7 +30,7 @@ use super::pods::{Enrolment, Pods};
 use super::reconcile::{Reconciler, Report};
 use super::sockets::Sockets;
 use super::sources::Source;
-use super::{DatapathError, adopt, object};
+use super::{DatapathError, adopt, failure, object};
 
 /// How the kernel side is set up.
 #[derive(Debug, Clone)]
@@ -113,6 +113,8 @@ pub struct Datapath {
     heart: Option<Heart>,
     original_dst: Arc<KernelOriginalDst>,
     pins: Option<Pins>,
+    /// Pods that nobody connects to, by namespace; links that are not pinned.
+    barred: HashMap<u64, Option<SkLookupLink>>,
     /// Where the programs are to be attached once the maps are filled: those of another version
     /// work until then.
     waiting: Option<Cgroup>,
@@ -136,6 +138,7 @@ const SOCK_ADDR_PROGRAMS: [&str; 6] = [
 const SOCK_OPS: &str = "mesh_sock_ops";
 const SOCK_RELEASE: &str = "mesh_sock_release";
 const SK_LOOKUP: &str = "mesh_sk_lookup";
+const SK_BAR: &str = "mesh_sk_bar";
 
 impl Datapath {
     /// Loads the programs and attaches those of the cgroup. Nothing is captured before pods are
@@ -200,6 +203,7 @@ impl Datapath {
             heart,
             original_dst: Arc::new(KernelOriginalDst::new(orig)),
             pins,
+            barred: HashMap::new(),
             waiting: Some(cgroup),
             sockets: None,
             health: HashMap::new(),
@@ -287,20 +291,62 @@ impl Datapath {
         let (ebpf, pins) = (&mut self.ebpf, self.pins.as_ref());
         let put = self.pods.put(&mut self.pod_maps, enrolment, || {
             let key = enrolment.pod.workload.key();
-            attach_netns(ebpf, &enrolment.pod.netns, &key, pins)
+            attach_netns(ebpf, SK_LOOKUP, &enrolment.pod.netns, &key, pins)
         });
+        let cookie = enrolment.pod.netns.cookie();
         if put.is_err() && self.pods.cookie(enrolment.pod.id).is_none() {
-            // Nothing of a pod that was not enrolled stays.
-            self.pods.undo(&mut self.pod_maps, enrolment);
-            if let Some(pins) = pins {
-                pins.forget_pod(enrolment.pod.netns.cookie());
+            // First nobody gets in who must not; then nothing of a pod that was not enrolled stays.
+            let closed = enrolment.rules.is_some_and(failure::closes_inbound);
+            if !(closed && self.put_bar(&enrolment.pod.netns, &enrolment.pod.workload.key())) {
+                self.unbar(cookie);
+                if let Some(pins) = &self.pins {
+                    pins.forget_pod(cookie);
+                }
             }
+            self.pods.undo(&mut self.pod_maps, enrolment);
         }
         let changed = put?;
+        self.barred.remove(&cookie);
         if let (Some(rules), Some(sockets)) = (changed, &self.sockets) {
             sockets.revoke(enrolment.pod.clone(), enrolment.ips.to_vec(), rules);
         }
         Ok(())
+    }
+
+    /// Lets nobody connect to a pod that is not caught, until it is or [`Self::unbar`]. Says whether
+    /// that is so: not of one that is enrolled.
+    pub fn bar(&mut self, netns: &Netns, pod: &str) -> bool {
+        if self.barred.contains_key(&netns.cookie()) {
+            return true;
+        }
+        !self.pods.cookies().contains(&netns.cookie()) && self.put_bar(netns, pod)
+    }
+
+    fn put_bar(&mut self, netns: &Netns, pod: &str) -> bool {
+        match attach_netns(&mut self.ebpf, SK_BAR, netns, pod, self.pins.as_ref()) {
+            Ok(link) => {
+                self.barred.insert(netns.cookie(), link);
+                true
+            }
+            Err(error) => {
+                tracing::error!(%pod, %error, "connections to the pod cannot be refused");
+                false
+            }
+        }
+    }
+
+    /// Lets everybody connect to a pod again.
+    pub fn unbar(&mut self, cookie: u64) {
+        if self.barred.remove(&cookie).is_some()
+            && let Some(pins) = &self.pins
+        {
+            pins.forget_pod(cookie);
+        }
+    }
+
+    /// Of a pod that another agent enrolled: whether it was closed without an agent.
+    pub fn remembers(&self, cookie: u64) -> Option<bool> {
+        self.pods.remembers(cookie)
     }
 
     /// Before a pod is caught, services that look at its address know where it goes.
@@ -348,7 +394,9 @@ impl Datapath {
         self.attach()?;
         self.pods.drop_inherited(&mut self.pod_maps);
         if let Some(pins) = &mut self.pins {
-            pins.keep_pods(&self.pods.cookies());
+            let mut cookies = self.pods.cookies();
+            cookies.extend(self.barred.keys());
+            pins.keep_pods(&cookies);
             pins.drop_outdated()?;
         }
         Ok(())
@@ -403,9 +451,12 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
     program::<CgroupSock>(ebpf, SOCK_RELEASE)?
         .load()
         .map_err(failed(SOCK_RELEASE))?;
-    program::<SkLookup>(ebpf, SK_LOOKUP)?
-        .load()
-        .map_err(failed(SK_LOOKUP))
+    for name in [SK_LOOKUP, SK_BAR] {
+        program::<SkLookup>(ebpf, name)?
+            .load()
+            .map_err(failed(name))?;
+    }
+    Ok(())
 }
 
 /// The cgroup v2 directory above all pods.
@@ -481,19 +532,20 @@ fn attach_cgroup(
     Ok(())
 }
 
-/// Returns the link, unless it is pinned.
+/// Makes a pod's link run [`SK_LOOKUP`] or [`SK_BAR`]. Returns the link, unless it is pinned.
 fn attach_netns(
     ebpf: &mut Ebpf,
+    name: &'static str,
     netns: &Netns,
     pod: &str,
     pins: Option<&Pins>,
 ) -> Result<Option<SkLookupLink>, DatapathError> {
     let failed = |reason| DatapathError::Attach {
-        program: SK_LOOKUP,
+        program: name,
         target: format!("the network namespace of pod {pod}"),
         reason,
     };
-    let program: &mut SkLookup = program(ebpf, SK_LOOKUP)?;
+    let program: &mut SkLookup = program(ebpf, name)?;
     let Some(pins) = pins else {
         let link = program.attach(netns).map_err(failed)?;
         return Ok(Some(program.take_link(link).map_err(failed)?));

@@ -33,6 +33,7 @@ mod take;
 pub use denied::Denied;
 pub use error::DatapathError;
 pub use events::Events;
+pub use failure::closes_inbound;
 pub use heart::Heart;
 pub use load::{Datapath, MapSize, Options};
 pub use pins::{PinError, uninstall};

@@ -71,6 +71,8 @@ pub(super) struct Pods {
     last_capture_id: u32,
     /// What another agent enrolled, until that is dropped.
     inherited: Vec<PodEntry>,
+    /// Whether they were closed without an agent, by namespace; for good.
+    remembered: HashMap<u64, bool>,
     /// The highest number of a pod that another agent enrolled.
     inherited_pod_id: u32,
     /// The highest number of a view that one of those looks at.
@@ -264,15 +266,25 @@ impl Pods {
     }
 
     /// None yet, and numbers beyond those of these.
-    pub(super) fn inherited_from(pods: Vec<PodEntry>) -> Self {
+    pub(super) fn inherited_from(pods: Vec<(u64, PodEntry)>) -> Self {
+        let closed = |pod: &PodEntry| pod.flags & PodFlags::INBOUND_FAIL_CLOSED != 0;
+        let remembered = pods.iter().map(|(cookie, pod)| (*cookie, closed(pod)));
+        let remembered = remembered.collect();
+        let pods: Vec<PodEntry> = pods.into_iter().map(|(_, pod)| pod).collect();
         let highest = |of: fn(&PodEntry) -> u32| pods.iter().map(of).max().unwrap_or(0);
         Self {
             last_capture_id: highest(|pod| pod.capture_id),
             inherited_pod_id: highest(|pod| pod.pod_id),
             inherited_view_id: highest(|pod| pod.view_id),
             inherited: pods,
+            remembered,
             ..Self::default()
         }
+    }
+
+    /// Of a pod that another agent enrolled: whether it was closed without an agent.
+    pub(super) fn remembers(&self, cookie: u64) -> Option<bool> {
+        self.remembered.get(&cookie).copied()
     }
 
     /// Who connects from this node, those another agent enrolled included.

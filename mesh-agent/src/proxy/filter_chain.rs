@@ -12,7 +12,7 @@ use crate::config::model::listener::{FilterChain, FilterChainMatch, Listener, So
 use super::sniff::Sniffed;
 
 /// What is known of a connection.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Facts {
     pub(super) destination: SocketAddr,
     pub(super) source: SocketAddr,

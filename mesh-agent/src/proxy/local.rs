@@ -87,6 +87,8 @@ pub(super) struct Arrival {
     pub(super) terminal: Terminal,
     /// Who the client is.
     pub(super) peer: Peer,
+    /// What its filter chain was chosen by.
+    pub(super) facts: Facts,
     made: Made,
 }
 
@@ -194,6 +196,7 @@ impl Way<'_> {
             terminal: chain.terminal.clone(),
             listener,
             peer,
+            facts,
             made,
         })))
     }

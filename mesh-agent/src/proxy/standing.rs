@@ -1,4 +1,5 @@
 //! TCP connections that stand while access rules change: those that the new rules deny are reset.
+//! One whose both sides are served in one pass stands twice, by the rules of either pod.
 //!
 //! HTTP is asked request by request. What the kernel balances, and what addresses alone decide, is
 //! looked after by the datapath (`datapath/sockets`); what is left needs the facts that only the
@@ -40,8 +41,8 @@ struct Connection {
 
 /// Keeps a connection among the standing ones.
 #[derive(Debug)]
-pub(super) struct Entry<'a> {
-    standing: &'a Standing,
+pub(super) struct Entry {
+    standing: Rc<Standing>,
     number: u64,
     connection: Rc<Connection>,
 }
@@ -49,13 +50,13 @@ pub(super) struct Entry<'a> {
 impl Standing {
     /// A connection was let in.
     pub(super) fn enter(
-        &self,
+        self: &Rc<Self>,
         caught: &Caught,
         facts: Facts,
         encrypted: bool,
         peer_names: Option<Arc<[Arc<str>]>>,
         listener: &Arc<Listener>,
-    ) -> Entry<'_> {
+    ) -> Entry {
         let number = self.last.get() + 1;
         self.last.set(number);
         let connection = Rc::new(Connection {
@@ -69,7 +70,7 @@ impl Standing {
         let mut connections = self.connections.borrow_mut();
         connections.insert(number, connection.clone());
         Entry {
-            standing: self,
+            standing: self.clone(),
             number,
             connection,
         }
@@ -121,14 +122,14 @@ impl Connection {
     }
 }
 
-impl Entry<'_> {
+impl Entry {
     /// Notified when rules deny it.
     pub(super) fn denied(&self) -> &Notify {
         &self.connection.denied
     }
 }
 
-impl Drop for Entry<'_> {
+impl Drop for Entry {
     fn drop(&mut self) {
         self.standing.connections.borrow_mut().remove(&self.number);
     }

@@ -83,7 +83,7 @@ pub(super) struct Context {
     pub(super) hbone: Hbone,
     pub(super) locals: LocalPods,
     pub(super) requests: Recorder,
-    pub(super) standing: Standing,
+    pub(super) standing: Rc<Standing>,
     /// Turns true once, when the agent stops.
     pub(super) draining: watch::Receiver<bool>,
 }
@@ -129,7 +129,7 @@ async fn serve(shared: Shared, mut commands: mpsc::UnboundedReceiver<Command>) {
         pool: RefCell::default(),
         locals: LocalPods::default(),
         bytes: TcpPool::default(),
-        standing: Standing::default(),
+        standing: Rc::default(),
         draining,
     });
     let mut pods: HashMap<PodId, (u64, CancellationToken)> = HashMap::new();

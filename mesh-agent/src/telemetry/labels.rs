@@ -3,8 +3,6 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-use crate::config::model::workload::Workload;
-
 use super::peer::Peer;
 
 const UNKNOWN: &str = "unknown";
@@ -18,12 +16,22 @@ pub(crate) fn escaped(value: &str) -> Cow<'_, str> {
     value.replace('"', "\\\"").replace('\n', "\\n").into()
 }
 
-/// Both ends of a connection, as its client's side sees them.
-#[derive(Debug, Default)]
-pub(super) struct Ends<'a> {
-    pub(super) source: Option<&'a Workload>,
-    pub(super) destination: Option<&'a Workload>,
+/// Both ends of a connection that the agent did not carry.
+#[derive(Debug)]
+pub(super) struct Ends {
+    pub(super) reporter: Reporter,
+    pub(super) source: Peer,
+    pub(super) destination: Peer,
     pub(super) service: Service,
+}
+
+/// Which end tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reporter {
+    /// The client's side.
+    Source,
+    /// The server's.
+    Destination,
 }
 
 /// What a cluster's name says of the service behind it.
@@ -66,12 +74,17 @@ impl Service {
 }
 
 /// `{reporter="source",...}`, in the order of Istio's documentation.
-pub(super) fn render(ends: &Ends<'_>) -> String {
+pub(super) fn render(ends: &Ends) -> String {
     let mut out = Rendering::new();
-    out.add("reporter", Some("source"));
+    let (reporter, security) = match ends.reporter {
+        // Istio: the client's side does not know.
+        Reporter::Source => ("source", None),
+        Reporter::Destination => ("destination", Some("none")),
+    };
+    out.add("reporter", Some(reporter));
     // Nobody proved who they are: the connection is plain.
-    out.workload("source", ends.source, None);
-    out.workload("destination", ends.destination, None);
+    out.peer("source", &ends.source, None);
+    out.peer("destination", &ends.destination, None);
     let service = &ends.service;
     out.add("destination_service", service.host.as_deref());
     out.add("destination_service_name", service.name.as_deref());
@@ -81,8 +94,7 @@ pub(super) fn render(ends: &Ends<'_>) -> String {
     );
     out.add("request_protocol", Some("tcp"));
     out.add("response_flags", Some("-"));
-    // Istio: the client's side does not know.
-    out.add("connection_security_policy", None);
+    out.add("connection_security_policy", security);
     out.finish()
 }
 
@@ -103,16 +115,6 @@ impl Rendering {
         let _ = write!(self.text, "{separator}{name}=\"");
         self.text.push_str(&escaped(value.unwrap_or(UNKNOWN)));
         self.text.push('"');
-    }
-
-    pub(super) fn workload(
-        &mut self,
-        side: &str,
-        workload: Option<&Workload>,
-        principal: Option<&str>,
-    ) {
-        let peer = workload.map(Peer::of).unwrap_or_default();
-        self.peer(side, &peer, principal);
     }
 
     /// Adds what is known of one end.

@@ -5,6 +5,7 @@
 
 pub mod access_log;
 mod denied;
+mod endpoints;
 pub mod histogram;
 pub(crate) mod labels;
 pub mod peer;

@@ -1,4 +1,5 @@
-//! Istio's TCP metrics, of connections that the kernel balances.
+//! Istio's TCP metrics, of connections that the kernel balances (`reporter="source"`) and of those
+//! that pods' applications accept without the agent (`reporter="destination"`).
 //!
 //! As in Istio, *sent* is what the server sent and *received* what it received, whoever reports.
 
@@ -7,6 +8,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use mesh_common::{End, Event, EventKind};
 
@@ -16,7 +18,9 @@ use crate::snapshot::outlier::{self, Outcome};
 use crate::snapshot::slots::Limits;
 use crate::snapshot::{Snapshot, ViewId};
 
-use super::labels::{Ends, Service, render};
+use super::endpoints::Endpoints;
+use super::labels::{Ends, Reporter, Service, render};
+use super::peer::Peer;
 use super::pods::Pods;
 
 /// How many connections that ended are kept in mind.
@@ -31,13 +35,32 @@ struct Counters {
     received_bytes: u64,
 }
 
+impl Counters {
+    /// Adds bytes that the pod sent and received: as its service, or as a client.
+    fn carried(&mut self, inbound: bool, sent: u64, received: u64) {
+        let (by_server, by_client) = if inbound {
+            (sent, received)
+        } else {
+            (received, sent)
+        };
+        self.sent_bytes += by_server;
+        self.received_bytes += by_client;
+    }
+}
+
 /// What of a record decides its labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct LabelKey {
     netns_cookie: u64,
     cluster: u64,
-    server: IpAddr,
+    /// The other end.
+    peer: IpAddr,
+    /// The pod's own end, if it was connected to.
+    inbound: Option<SocketAddr>,
 }
+
+/// Labels kept at most: the outside world has any number of addresses.
+const KEPT: usize = 1 << 16;
 
 /// The counters by labels.
 #[derive(Debug, Default)]
@@ -46,6 +69,7 @@ pub(super) struct TcpConnections {
     /// Labels by what decides them; forgotten when names change.
     labels: HashMap<LabelKey, Arc<str>>,
     clusters: Clusters,
+    endpoints: Endpoints,
     /// Connections that are open and were looked at, by cookie.
     reported: HashMap<u64, Reported>,
     /// Connections that ended since the look that is under way began, and just before it.
@@ -108,7 +132,9 @@ impl TcpConnections {
         let ends = LabelKey {
             netns_cookie: event.netns_cookie,
             cluster: event.cluster,
-            server: event.addr.into(),
+            peer: event.addr.into(),
+            inbound: (event.inbound != 0)
+                .then(|| SocketAddr::new(event.orig_addr.into(), event.orig_port)),
         };
         let labels = self.labels(ends, pods, snapshot);
         let mut known = Reported::default();
@@ -127,8 +153,9 @@ impl TcpConnections {
             EventKind::Opened => counters.opened += 1,
             _ => {
                 counters.closed += 1;
-                counters.sent_bytes += event.received_bytes.saturating_sub(known.received);
-                counters.received_bytes += event.sent_bytes.saturating_sub(known.sent);
+                let sent = event.sent_bytes.saturating_sub(known.sent);
+                let received = event.received_bytes.saturating_sub(known.received);
+                counters.carried(ends.inbound.is_some(), sent, received);
             }
         }
     }
@@ -179,13 +206,15 @@ impl TcpConnections {
         let ends = LabelKey {
             netns_cookie: sample.netns_cookie,
             cluster: sample.cluster,
-            server: sample.addr.into(),
+            peer: sample.addr.into(),
+            inbound: sample.inbound,
         };
         let labels = self.labels(ends, pods, snapshot);
         let known = self.reported.entry(sample.cookie).or_default();
         let counters = self.by_labels.entry(labels).or_default();
-        counters.sent_bytes += sample.received_bytes.saturating_sub(known.received);
-        counters.received_bytes += sample.sent_bytes.saturating_sub(known.sent);
+        let sent = sample.sent_bytes.saturating_sub(known.sent);
+        let received = sample.received_bytes.saturating_sub(known.received);
+        counters.carried(ends.inbound.is_some(), sent, received);
         *known = Reported {
             sent: sample.sent_bytes.max(known.sent),
             received: sample.received_bytes.max(known.received),
@@ -204,18 +233,51 @@ impl TcpConnections {
         if let Some(labels) = self.labels.get(&ends) {
             return labels.clone();
         }
-        let cluster = self.clusters.name(ends.cluster, snapshot);
-        let labels: Arc<str> = render(&Ends {
-            source: pods.by_netns(ends.netns_cookie).map(|workload| &**workload),
-            destination: pods.by_ip(ends.server).map(|workload| &**workload),
-            service: cluster
-                .as_ref()
-                .map(|(_, name)| Service::of_cluster(name))
-                .unwrap_or_default(),
-        })
-        .into();
+        let (pod, peer) = (pods.by_netns(ends.netns_cookie), pods.by_ip(ends.peer));
+        // Pods of this node are known better than endpoints.
+        if (peer.is_none() || ends.inbound.is_some())
+            && self.endpoints.follow(snapshot, Instant::now())
+        {
+            self.labels.clear();
+        }
+        let pod = pod.map(|workload| Peer::of(workload)).unwrap_or_default();
+        let peer = match peer {
+            Some(workload) => Peer::of(workload),
+            None => {
+                let told = self.endpoints.workload(ends.peer);
+                told.map(Peer::of_endpoint).unwrap_or_default()
+            }
+        };
+        let (known, ends_of) = match ends.inbound {
+            Some(own) => {
+                let service = self.endpoints.cluster(own);
+                let service = service.map(Service::of_cluster).unwrap_or_default();
+                let of = Ends {
+                    reporter: Reporter::Destination,
+                    source: peer,
+                    destination: pod,
+                    service,
+                };
+                (true, of)
+            }
+            None => {
+                let cluster = self.clusters.name(ends.cluster, snapshot);
+                let service = cluster.as_ref().map(|(_, name)| Service::of_cluster(name));
+                let of = Ends {
+                    reporter: Reporter::Source,
+                    source: pod,
+                    destination: peer,
+                    service: service.unwrap_or_default(),
+                };
+                (cluster.is_some(), of)
+            }
+        };
+        let labels: Arc<str> = render(&ends_of).into();
         // A name that is not there yet may come with the next snapshot.
-        if cluster.is_some() {
+        if known {
+            if self.labels.len() >= KEPT {
+                self.labels.clear();
+            }
             self.labels.insert(ends, labels.clone());
         }
         labels

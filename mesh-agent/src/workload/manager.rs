@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use crate::config::model::Name;
 use crate::config::model::listener::Listener;
-use crate::config::model::workload::{Capture, Workload};
-use crate::datapath::{Datapath, DatapathError, Enrolment};
+use crate::config::model::workload::{Capture, InboundBeforeConfiguration, Workload};
+use crate::datapath::{Datapath, DatapathError, Enrolment, closes_inbound};
 use crate::proxy::Proxy;
 use crate::snapshot::{Snapshot, ViewId};
 use crate::telemetry::KnownPod;
@@ -28,6 +28,18 @@ pub struct Manager {
     changes: u64,
 }
 
+/// How far the agent is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The management server has not delivered: nobody is caught, and whoever may have to be is
+    /// not connected to.
+    Unconfigured,
+    /// What another agent left in the kernel still holds.
+    Inheriting,
+    /// The snapshot holds.
+    Serving,
+}
+
 /// A configured workload and how far its enrolment got.
 struct Entry {
     workload: Arc<Workload>,
@@ -38,6 +50,8 @@ enum State {
     /// No namespace yet, or it could not be enrolled; tried again on every tick.
     Waiting {
         reason: String,
+        /// The namespace that nobody may connect to meanwhile.
+        barred: Option<u64>,
     },
     Enrolled(Box<Enrolled>),
 }
@@ -81,8 +95,10 @@ impl PartialEq for Rules {
 /// Why a pod could not be enrolled.
 #[derive(Debug, thiserror::Error)]
 enum EnrolError {
-    #[error("the management server has not sent its configuration yet; its traffic is plain")]
+    #[error("the management server has not sent its configuration yet")]
     NoConfiguration,
+    #[error("what another agent set up is in force until the configuration is complete")]
+    Inheriting,
     #[error("cannot open the network namespace {path}: {reason}")]
     Netns {
         path: String,
@@ -105,7 +121,13 @@ impl Manager {
 
     /// Brings enrolment up to the snapshot and to what became of the namespaces. To be called
     /// after every snapshot and regularly.
-    pub fn reconcile(&mut self, snapshot: &Snapshot, datapath: &mut Datapath, proxy: &Proxy) {
+    pub fn reconcile(
+        &mut self,
+        phase: Phase,
+        snapshot: &Snapshot,
+        datapath: &mut Datapath,
+        proxy: &Proxy,
+    ) {
         let wanted: HashMap<Name, &Arc<Workload>> = snapshot
             .node
             .workloads
@@ -133,6 +155,7 @@ impl Manager {
                     workload: workload.clone(),
                     state: State::Waiting {
                         reason: "new".into(),
+                        barred: None,
                     },
                 });
         }
@@ -152,9 +175,14 @@ impl Manager {
         }
         for (key, entry) in &mut self.entries {
             match &mut entry.state {
-                State::Waiting { reason } => {
+                State::Waiting { reason, barred } => {
                     let next = PodId(self.last_pod_id + 1);
-                    match enrol(&entry.workload, next, snapshot, datapath, proxy) {
+                    let enrolled = match phase {
+                        Phase::Unconfigured => Err(EnrolError::NoConfiguration),
+                        Phase::Inheriting => Err(EnrolError::Inheriting),
+                        Phase::Serving => enrol(&entry.workload, next, snapshot, datapath, proxy),
+                    };
+                    match enrolled {
                         Ok(enrolled) => {
                             self.last_pod_id = next.0;
                             self.changes += 1;
@@ -167,7 +195,8 @@ impl Manager {
                             entry.state = State::Enrolled(Box::new(enrolled));
                         }
                         Err(error) => {
-                            let error = error.to_string();
+                            let meanwhile = bar(&entry.workload, barred, phase, snapshot, datapath);
+                            let error = format!("{error}; {meanwhile}");
                             if *reason != error {
                                 tracing::warn!(pod = %key, %error, "pod is not enrolled; trying again");
                                 *reason = error;
@@ -235,7 +264,7 @@ impl Manager {
             .map(|entry| {
                 let workload = entry.workload.clone();
                 match &entry.state {
-                    State::Waiting { reason } => WorkloadStatus {
+                    State::Waiting { reason, .. } => WorkloadStatus {
                         workload,
                         pod: None,
                         ips: Vec::new(),
@@ -266,7 +295,11 @@ impl Manager {
             return;
         };
         let reason = "its network namespace has ended".to_owned();
-        let state = std::mem::replace(&mut entry.state, State::Waiting { reason });
+        let waiting = State::Waiting {
+            reason,
+            barred: None,
+        };
+        let state = std::mem::replace(&mut entry.state, waiting);
         self.changes += 1;
         release(
             key,
@@ -286,8 +319,14 @@ impl Manager {
 }
 
 fn release(key: &Name, why: &str, state: State, datapath: &mut Datapath, proxy: &Proxy) {
-    let State::Enrolled(enrolled) = state else {
-        return;
+    let enrolled = match state {
+        State::Enrolled(enrolled) => enrolled,
+        State::Waiting { barred, .. } => {
+            if let Some(cookie) = barred {
+                datapath.unbar(cookie);
+            }
+            return;
+        }
     };
     // The kernel first: from here on new connections are plain, and no listener is missed.
     if let Err(error) = datapath.remove(enrolled.pod.id) {
@@ -295,6 +334,69 @@ fn release(key: &Name, why: &str, state: State, datapath: &mut Datapath, proxy: 
     }
     proxy.remove_pod(enrolled.pod.id);
     tracing::info!(pod = %key, why, "pod released");
+}
+
+/// Lets nobody connect to a pod that is not caught and must not be served without, or everybody
+/// again; `barred` says what held so far, and what holds now. Returns that in words.
+fn bar(
+    workload: &Workload,
+    barred: &mut Option<u64>,
+    phase: Phase,
+    snapshot: &Snapshot,
+    datapath: &mut Datapath,
+) -> &'static str {
+    let netns = Netns::open(&workload.netns.path()).ok();
+    let inherited = phase != Phase::Serving
+        && netns
+            .as_ref()
+            .is_some_and(|netns| datapath.remembers(netns.cookie()).is_some());
+    let netns =
+        netns.filter(|netns| is_closed(workload, netns.cookie(), phase, snapshot, datapath));
+    let was = barred.take();
+    if let Some(netns) = netns
+        && datapath.bar(&netns, &workload.key())
+    {
+        *barred = Some(netns.cookie());
+    }
+    if let Some(cookie) = was
+        && *barred != was
+    {
+        datapath.unbar(cookie);
+    }
+    match barred {
+        Some(_) => "connections to it are refused until then",
+        None if inherited => "it is as an agent before this one left it",
+        None => "its traffic is plain",
+    }
+}
+
+/// Whether a pod that is not caught must not be connected to: by its configuration, by what an
+/// agent before this one knew, or because nobody knows.
+fn is_closed(
+    workload: &Workload,
+    cookie: u64,
+    phase: Phase,
+    snapshot: &Snapshot,
+    datapath: &Datapath,
+) -> bool {
+    if !workload.capture.takes_some_inbound() {
+        return false;
+    }
+    let remembered = datapath.remembers(cookie);
+    if phase != Phase::Serving && remembered.is_some() {
+        // The kernel still does what the other agent told it.
+        return false;
+    }
+    let configured = match phase {
+        Phase::Unconfigured => None,
+        _ => snapshot.view_of(&workload.key()),
+    };
+    match configured.and_then(|view| snapshot.view(view)) {
+        Some(view) => view.inbound.as_deref().is_some_and(closes_inbound),
+        None => remembered.unwrap_or_else(|| {
+            snapshot.node.inbound_before_configuration == InboundBeforeConfiguration::Refuse
+        }),
+    }
 }
 
 fn enrol(

@@ -7,7 +7,7 @@ pub mod pod;
 mod status;
 mod watch;
 
-pub use manager::Manager;
+pub use manager::{Manager, Phase};
 pub use netns::Netns;
 pub use pod::{Pod, PodId};
 pub use status::{WorkloadState, WorkloadStatus};

@@ -65,6 +65,14 @@ pub struct Capture {
 const NEVER_INBOUND: [u16; 3] = [15020, 15021, 15090];
 
 impl Capture {
+    /// Whether any inbound connection is captured.
+    pub fn takes_some_inbound(&self) -> bool {
+        match &self.include_inbound_ports {
+            AllOr::All => true,
+            AllOr::Only(ports) => ports.iter().any(|port| self.takes_inbound(*port)),
+        }
+    }
+
     /// Whether connections to this port of the pod are captured.
     pub fn takes_inbound(&self, port: u16) -> bool {
         let included = match &self.include_inbound_ports {
@@ -118,6 +126,20 @@ pub struct NodeConfig {
     pub failure_mode: Arc<FailureMode>,
     /// Whether both sides of a connection are served in one pass where both pods are here.
     pub short_circuit: ShortCircuit,
+    /// For connections to pods that no configuration has come for.
+    pub inbound_before_configuration: InboundBeforeConfiguration,
+}
+
+/// What happens to connections to a pod that the management server has not configured yet, and that
+/// no agent knew before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InboundBeforeConfiguration {
+    /// They are refused: the pod may turn out to let nobody in without TLS. Istio: what comes to a
+    /// sidecar without listeners is refused, too.
+    #[default]
+    Refuse,
+    /// The application gets them.
+    Pass,
 }
 
 /// What happens to connections between pods of this node.

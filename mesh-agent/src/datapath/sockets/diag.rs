@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 
-use mesh_common::SkState;
+use mesh_common::{SkState, sk_flags};
 
 use crate::workload::Netns;
 
@@ -303,7 +303,7 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 /// A connection of the answer, if the programs know it.
 fn live(body: &[u8]) -> Option<Live> {
     let (socket, tcp_state) = (socket(body)?, *body.get(1)?);
-    let (mut state, mut information) = (None, None);
+    let (mut state, mut information): (Option<SkState>, _) = (None, None);
     for (kind, value) in attributes(body.get(MESSAGE..)?) {
         match kind {
             INET_DIAG_INFO => information = Some(value),
@@ -326,12 +326,14 @@ fn live(body: &[u8]) -> Option<Live> {
     // SYN and FIN are counted as bytes.
     let fin_acked = u64::from(matches!(tcp_state, FIN_WAIT2 | CLOSING));
     let fin_received = u64::from(matches!(tcp_state, CLOSE_WAIT | LAST_ACK | CLOSING));
+    let state = state?;
+    let syn = u64::from(state.flags & sk_flags::INBOUND == 0);
     Some(Live {
         cookie: u64::from(u32::from_ne_bytes(array(&socket.id, 40)?))
             | u64::from(u32::from_ne_bytes(array(&socket.id, 44)?)) << 32,
         socket,
-        state: state?,
-        sent_bytes: long(120)?.saturating_sub(1 + fin_acked),
+        state,
+        sent_bytes: long(120)?.saturating_sub(syn + fin_acked),
         received_bytes: long(128)?.saturating_sub(fin_received),
         srtt_us: number(68)?,
         retransmits: number(100)?,

@@ -6,7 +6,7 @@ mod diag;
 
 use std::collections::HashSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -25,24 +25,26 @@ use super::{Datapath, DatapathError};
 /// How often open connections are looked at. Istio reports long connections every 5 s, too.
 const PERIOD: Duration = Duration::from_secs(5);
 
-/// An open connection that the kernel balanced.
+/// An open connection that the kernel balanced, or that a pod's application accepted.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
     /// The socket's cookie.
     pub cookie: u64,
-    /// Who connected: the pod's network namespace.
+    /// Who connected, or was connected to: the pod's network namespace.
     pub netns_cookie: u64,
+    /// The pod's own end, if it was connected to.
+    pub inbound: Option<SocketAddr>,
     /// The cluster's number in the kernel.
     pub cluster: u64,
-    /// The backend's address.
+    /// The other end's address.
     pub addr: Addr,
-    /// Bytes the client sent.
+    /// Bytes the pod sent.
     pub sent_bytes: u64,
-    /// Bytes the client received.
+    /// Bytes the pod received.
     pub received_bytes: u64,
     /// Smoothed round-trip time.
     pub srtt_us: u32,
-    /// Segments the client sent again.
+    /// Segments the pod sent again.
     pub retransmits: u32,
 }
 
@@ -186,11 +188,15 @@ impl Walker {
     fn look(&mut self) {
         self.observer.begin();
         for pod in &self.pods {
-            let result = connections(&self.storage, pod, |_, live| {
+            let told = sk_flags::DIRECT | sk_flags::INBOUND;
+            let result = connections(&self.storage, pod, told, |_, live| {
+                let (own, _) = live.socket.ends();
+                let inbound = live.state.flags & sk_flags::INBOUND != 0;
                 let fast = self.pairs.get(&live.cookie, 0).unwrap_or_default();
                 self.observer.sample(&Sample {
                     cookie: live.cookie,
                     netns_cookie: live.state.netns_cookie,
+                    inbound: inbound.then_some(own),
                     cluster: live.state.cluster,
                     addr: live.socket.ends().1.ip().into(),
                     sent_bytes: live.sent_bytes + fast.bytes[Side::CLIENT as usize],
@@ -235,7 +241,7 @@ impl Walker {
     fn close(&self, routes: &HashSet<Route>) {
         for pod in &self.pods {
             let mut closed = 0;
-            let result = connections(&self.storage, pod, |diag, live| {
+            let result = connections(&self.storage, pod, sk_flags::DIRECT, |diag, live| {
                 let route = Route {
                     cluster: live.state.cluster,
                     backend_id: live.state.backend_id,
@@ -258,15 +264,16 @@ impl Walker {
     }
 }
 
-/// The connections of a pod that the kernel balanced.
+/// The connections of a pod that have one of these [`sk_flags`].
 fn connections(
     storage: &OwnedFd,
     pod: &Pod,
+    flags: u16,
     mut each: impl FnMut(&SocketDiag, &Live),
 ) -> io::Result<()> {
     let diag = SocketDiag::open(&pod.netns, storage.as_raw_fd())?;
     for live in diag.connections()? {
-        if live.state.flags & sk_flags::DIRECT != 0 {
+        if live.state.flags & flags != 0 {
             each(&diag, &live);
         }
     }

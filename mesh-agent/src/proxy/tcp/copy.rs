@@ -35,22 +35,33 @@ pub(in crate::proxy) struct Copied {
 pub(in crate::proxy) struct Ends<'a> {
     /// Nothing moved for so long.
     pub(in crate::proxy) idle: Option<Duration>,
-    /// It must not go on.
-    pub(in crate::proxy) denied: Option<&'a Notify>,
+    /// It must not go on, by either side's rules.
+    pub(in crate::proxy) denied: [Option<&'a Notify>; 2],
 }
 
 impl From<Option<Duration>> for Ends<'_> {
     fn from(idle: Option<Duration>) -> Self {
-        Self { idle, denied: None }
+        Self {
+            idle,
+            denied: [None; 2],
+        }
     }
 }
 
 impl Ends<'_> {
     async fn until_denied(&self) {
-        match self.denied {
-            Some(denied) => denied.notified().await,
-            None => std::future::pending().await,
+        let [one, other] = self.denied;
+        tokio::select! {
+            () = until(one) => {}
+            () = until(other) => {}
         }
+    }
+}
+
+async fn until(denied: Option<&Notify>) {
+    match denied {
+        Some(denied) => denied.notified().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -29,6 +29,7 @@ use super::lb::{self, InFlight, Target};
 use super::local::{Arrived, Speaks, Way};
 use super::record::ConnectionRecord;
 use super::sniff::Prefixed;
+use super::standing::Entry;
 use super::stats::count;
 use super::stream::Stream;
 use super::worker::Context;
@@ -65,6 +66,8 @@ pub(super) struct Upstream {
     counted: SmallVec<[(Open, InFlight); 2]>,
     /// The record of that side.
     here: Option<ConnectionRecord>,
+    /// That side among those that stand by its pod's rules.
+    stands: Option<Entry>,
 }
 
 /// Copies both ways until both sides have ended, or the connection is `denied`.
@@ -78,7 +81,7 @@ pub(super) async fn carry(
 ) {
     let ends = Ends {
         idle: proxy.idle_timeout,
-        denied,
+        denied: [denied, upstream.stands.as_ref().map(Entry::denied)],
     };
     let copied = copy(context, stream, upstream.stream, ends).await;
     record.carried(copied.sent, copied.received);
@@ -160,6 +163,7 @@ pub(super) async fn connect_upstream(
                     stream,
                     counted: SmallVec::from_iter([(open, in_flight)]),
                     here: None,
+                    stands: None,
                 });
             }
             Err(error) => {
@@ -219,10 +223,19 @@ async fn here(
     theirs.tell(&proxy.access_logs);
     theirs.chain(&arrival.chain);
     theirs.peer(&arrival.peer);
+    // Before anything is waited for, so that no change of rules is missed.
+    let stands = context.standing.enter(
+        &arrival.caught,
+        arrival.facts.clone(),
+        arrival.peer.encrypted,
+        arrival.peer.names.clone(),
+        &arrival.listener,
+    );
     let connecting = connect_upstream(context, &arrival.caught, &view, proxy, &mut theirs);
     let connected = Box::pin(connecting).await;
     Some(connected.map(|connected| Upstream {
         here: Some(theirs),
+        stands: Some(stands),
         ..connected
     }))
 }

@@ -642,6 +642,7 @@ impl Loader {
             }
             config.outbound_traffic_policy = mesh.outbound_traffic_policy.unwrap_or_default();
             config.short_circuit = mesh.short_circuit.unwrap_or_default();
+            config.inbound_before_configuration = mesh.inbound_before_configuration;
             config.failure_mode = Arc::new(mesh.failure_mode);
             for problem in problems {
                 self.error(&place, problem);

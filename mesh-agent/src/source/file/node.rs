@@ -10,7 +10,8 @@ use ipnet::IpNet;
 use crate::config::Problem;
 use crate::config::error::{join, nearest};
 use crate::config::model::workload::{
-    AllOr, Capture, FailureMode, NetnsSource, OutboundTrafficPolicy, ShortCircuit, Workload,
+    AllOr, Capture, FailureMode, InboundBeforeConfiguration, NetnsSource, OutboundTrafficPolicy,
+    ShortCircuit, Workload,
 };
 
 use super::tree::{Node, Value};
@@ -19,6 +20,7 @@ const MESH_FIELDS: &[&str] = &[
     "capture",
     "outbound_traffic_policy",
     "short_circuit",
+    "inbound_before_configuration",
     "failure_mode_allow",
     "failure_mode_allow_services",
 ];
@@ -47,6 +49,7 @@ pub(super) struct Mesh {
     pub(super) capture: Option<Capture>,
     pub(super) outbound_traffic_policy: Option<OutboundTrafficPolicy>,
     pub(super) short_circuit: Option<ShortCircuit>,
+    pub(super) inbound_before_configuration: InboundBeforeConfiguration,
     pub(super) failure_mode: FailureMode,
 }
 
@@ -78,10 +81,22 @@ pub(super) fn mesh(node: &Node, problems: &mut Vec<Problem>) -> Mesh {
                 None
             }
         });
+    let path = "mesh.inbound_before_configuration";
+    let inbound = node.get("inbound_before_configuration");
+    let inbound = inbound.map_or(Some("REFUSE"), Node::text);
+    let inbound_before_configuration = match inbound {
+        Some("REFUSE") => InboundBeforeConfiguration::Refuse,
+        Some("PASS") => InboundBeforeConfiguration::Pass,
+        _ => {
+            problems.push(Problem::new(path, "must be REFUSE or PASS"));
+            InboundBeforeConfiguration::Refuse
+        }
+    };
     Mesh {
         capture,
         outbound_traffic_policy: policy,
         short_circuit,
+        inbound_before_configuration,
         failure_mode: failure_mode(node, problems),
     }
 }
