@@ -45,7 +45,9 @@ pub fn responses(bytes: &[u8], methods: &[String], closed: bool) -> (Vec<RawResp
             found.push(response);
             continue;
         }
-        let bodyless = asked == "HEAD" || matches!(response.status, 101 | 204 | 304);
+        let bodyless = asked == "HEAD"
+            || matches!(response.status, 101 | 204 | 304)
+            || (asked == "CONNECT" && response.status / 100 == 2);
         if bodyless {
             response.whole = true;
         } else if response.header("transfer-encoding") == Some("chunked") {

@@ -525,7 +525,7 @@ impl State<'_> {
             family(name, "counter", one(load(counter)));
         }
         type Read = fn(&crate::snapshot::cluster::ClusterStats) -> &AtomicU64;
-        let per_cluster: [(&str, &str, Read); 29] = [
+        let per_cluster: [(&str, &str, Read); 31] = [
             ("upstream_cx_total", "counter", |stats| {
                 &stats.upstream_cx_total
             }),
@@ -592,6 +592,16 @@ impl State<'_> {
             ("upstream_rq_retry_overflow", "counter", |stats| {
                 &stats.upstream_rq_retry_overflow
             }),
+            (
+                "upstream_internal_redirect_succeeded_total",
+                "counter",
+                |stats| &stats.upstream_internal_redirect_succeeded_total,
+            ),
+            (
+                "upstream_internal_redirect_failed_total",
+                "counter",
+                |stats| &stats.upstream_internal_redirect_failed_total,
+            ),
             ("upstream_rq_retry_limit_exceeded", "counter", |stats| {
                 &stats.upstream_rq_retry_limit_exceeded
             }),

@@ -68,9 +68,9 @@ const UNDERSTOOD: &[Entry] = &[
          upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action \
          forward_client_cert_details set_current_client_cert_details \
          strip_matching_host_port \
-         strip_any_host_port strip_trailing_host_dot via internal_address_config access_log",
+         strip_any_host_port strip_trailing_host_dot via internal_address_config access_log \
+         append_x_forwarded_port local_reply_config proxy_100_continue",
         "stat_prefix access_log_options tracing \
-         proxy_100_continue \
          request_id_extension stream_error_on_invalid_http_message \
          http1_safe_max_connection_duration",
     ),
@@ -108,8 +108,8 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.config.core.v3.Http1ProtocolOptions",
-        "accept_http_10 default_host_for_http_10",
-        "allow_absolute_url enable_trailers",
+        "accept_http_10 default_host_for_http_10 enable_trailers",
+        "allow_absolute_url",
     ),
     (
         "envoy.config.core.v3.Http2ProtocolOptions",
@@ -145,7 +145,8 @@ const UNDERSTOOD: &[Entry] = &[
     (
         "envoy.config.route.v3.RouteMatch",
         "prefix path safe_regex path_separated_prefix connect_matcher case_sensitive \
-         runtime_fraction headers query_parameters grpc path_match_policy",
+         runtime_fraction headers query_parameters cookies grpc tls_context dynamic_metadata \
+         path_match_policy",
         "",
     ),
     (
@@ -154,7 +155,8 @@ const UNDERSTOOD: &[Entry] = &[
          regex_rewrite host_rewrite_literal auto_host_rewrite host_rewrite_header \
          append_x_forwarded_host timeout idle_timeout upgrade_configs priority retry_policy hash_policy \
          max_stream_duration max_grpc_timeout request_mirror_policies path_rewrite_policy \
-         host_rewrite_path_regex metadata_match rate_limits include_vh_rate_limits",
+         host_rewrite_path_regex metadata_match rate_limits include_vh_rate_limits \
+         internal_redirect_policy path_rewrite host_rewrite",
         "",
     ),
     (
@@ -320,18 +322,23 @@ const UNDERSTOOD: &[Entry] = &[
     ),
     (
         "envoy.config.route.v3.RouteAction.UpgradeConfig",
-        "upgrade_type enabled",
+        "upgrade_type enabled connect_config",
+        "",
+    ),
+    (
+        "envoy.config.route.v3.RouteAction.UpgradeConfig.ConnectConfig",
+        "",
         "",
     ),
     (
         "envoy.config.route.v3.WeightedCluster",
-        "clusters total_weight",
+        "clusters total_weight header_name use_hash_policy",
         "runtime_key_prefix",
     ),
     (
         "envoy.config.route.v3.WeightedCluster.ClusterWeight",
-        "name weight request_headers_to_add request_headers_to_remove response_headers_to_add \
-         response_headers_to_remove host_rewrite_literal metadata_match",
+        "name cluster_header weight request_headers_to_add request_headers_to_remove \
+         response_headers_to_add response_headers_to_remove host_rewrite_literal metadata_match",
         "",
     ),
     (

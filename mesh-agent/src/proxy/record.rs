@@ -14,7 +14,7 @@ use crate::config::model::Name;
 use crate::config::model::access_log::AccessLogs;
 use crate::config::model::response_flag::{ResponseFlag, ResponseFlags};
 use crate::identity::SpiffeId;
-use crate::telemetry::access_log::{Addresses, Entry, Kind, Spans};
+use crate::telemetry::access_log::{Addresses, Entry, Fields, Kind, Spans};
 use crate::telemetry::peer::Peer;
 
 use super::accept::Caught;
@@ -180,8 +180,9 @@ impl ConnectionRecord {
                 upstream_local: self.upstream_local,
             },
             request: None,
-            response: &[],
-            trailers: &[],
+            response: Fields::NONE,
+            trailers: Fields::NONE,
+            local_reply: &[],
             grpc_status: None,
             metadata: &NOTHING,
             server_name: self.peer.server_name.as_deref(),

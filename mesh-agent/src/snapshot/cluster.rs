@@ -242,6 +242,10 @@ pub struct ClusterStats {
     pub upstream_rq_retry_backoff_exponential: AtomicU64,
     /// Retries when the upstream said so.
     pub upstream_rq_retry_backoff_ratelimited: AtomicU64,
+    /// Redirects that were followed.
+    pub upstream_internal_redirect_succeeded_total: AtomicU64,
+    /// Redirects that were to be followed and were left to the client.
+    pub upstream_internal_redirect_failed_total: AtomicU64,
     /// Requests whose body was too large to keep.
     pub retry_or_shadow_abandoned: AtomicU64,
     /// Responses that were retried, by class.

@@ -123,6 +123,7 @@ fn convert(message: &pb::Cluster, problems: &mut Problems) -> Option<Cluster> {
         )
         .unwrap_or(Duration::from_secs(5)),
         protocol: http.protocol,
+        http1_trailers: http.trailers,
         outlier: message
             .outlier_detection
             .as_ref()
@@ -496,6 +497,7 @@ fn maglev(
 }
 
 struct HttpOptions {
+    trailers: bool,
     protocol: UpstreamProtocol,
     idle_timeout: Option<Duration>,
     max_requests: Option<u32>,
@@ -507,6 +509,10 @@ fn http_options(message: &pb::Cluster, problems: &mut Problems) -> HttpOptions {
         Some(options) => UpstreamProtocol::Http2(http2(options)),
         None => UpstreamProtocol::Http1,
     };
+    let mut trailers = message
+        .http_protocol_options
+        .as_ref()
+        .is_some_and(|http1| http1.enable_trailers);
     for (name, any) in &message.typed_extension_protocol_options {
         let path = format!("typed_extension_protocol_options[{name}]");
         if type_name(any) != HTTP_OPTIONS {
@@ -527,10 +533,16 @@ fn http_options(message: &pb::Cluster, problems: &mut Problems) -> HttpOptions {
                         problems.push(&path, "HTTP/3 is not supported");
                         continue;
                     }
-                    Some(ProtocolConfig::HttpProtocolOptions(_)) | None => UpstreamProtocol::Http1,
+                    Some(ProtocolConfig::HttpProtocolOptions(options)) => {
+                        trailers = options.enable_trailers;
+                        UpstreamProtocol::Http1
+                    }
+                    None => UpstreamProtocol::Http1,
                 }
             }
             Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(options)) => {
+                let http1 = options.http_protocol_options.as_ref();
+                trailers = http1.is_some_and(|http1| http1.enable_trailers);
                 let options = options.http2_protocol_options.as_ref().map(http2);
                 UpstreamProtocol::Downstream(options.unwrap_or_default())
             }
@@ -551,6 +563,7 @@ fn http_options(message: &pb::Cluster, problems: &mut Problems) -> HttpOptions {
         .or(message.max_requests_per_connection.as_ref())
         .map(|value| value.value);
     HttpOptions {
+        trailers,
         protocol,
         idle_timeout: timeout(
             common.idle_timeout.as_ref(),

@@ -16,7 +16,7 @@ use crate::config::model::listener::{
     ServerHeader, StripPort, Underscores,
 };
 
-use super::{Problems, access_log, address, alpn, filter, route, timeout};
+use super::{Problems, access_log, address, alpn, filter, local_reply, route, timeout};
 
 pub(super) fn convert(
     message: &pb::HttpConnectionManager,
@@ -91,7 +91,12 @@ pub(super) fn convert(
     );
     let alpn = alpn::convert(&message.http_filters, path, problems);
     let http_filters = filter::chain(&message.http_filters, path, problems);
-    let access_logs = access_log::convert(&message.access_log, path, problems);
+    let mut access_logs = access_log::convert(&message.access_log, path, problems);
+    let local_reply = message.local_reply_config.as_ref().map(|config| {
+        let path = format!("{path}.local_reply_config");
+        let logs = Arc::make_mut(&mut access_logs);
+        Arc::new(local_reply::convert(config, logs, &path, problems))
+    });
     Some(HttpConnectionManager {
         stat_prefix: message.stat_prefix.as_str().into(),
         codec: match CodecType::try_from(message.codec_type) {
@@ -196,6 +201,10 @@ pub(super) fn convert(
         http_filters,
         alpn,
         access_logs,
+        local_reply,
+        append_x_forwarded_port: message.append_x_forwarded_port,
+        proxy_100_continue: message.proxy_100_continue,
+        trailers: http1.enable_trailers,
     })
 }
 

@@ -4,30 +4,12 @@ use envoy_types::pb::envoy::config::core::v3::HeaderValueOption;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use http::{HeaderName, HeaderValue};
 
+use crate::config::model::access_log::Piece;
 use crate::config::model::headers::{
-    AppendAction, FormatPart, HeaderAddition, HeaderMutations, HeaderTemplate,
+    AppendAction, HeaderAddition, HeaderMutations, HeaderTemplate,
 };
 
-use super::Problems;
-
-/// Operators that header values may hold.
-const OPERATORS: &[&str] = &[
-    "DOWNSTREAM_REMOTE_ADDRESS",
-    "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
-    "DOWNSTREAM_REMOTE_PORT",
-    "DOWNSTREAM_LOCAL_ADDRESS",
-    "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT",
-    "DOWNSTREAM_LOCAL_PORT",
-    "PROTOCOL",
-    "REQ",
-    "RESP",
-    "RESPONSE_CODE",
-    "ROUTE_NAME",
-    "UPSTREAM_CLUSTER",
-    "UPSTREAM_HOST",
-    "UPSTREAM_REMOTE_ADDRESS",
-    "HOSTNAME",
-];
+use super::{Problems, access_log};
 
 /// `kind` is `request` or `response`, as the field names say.
 pub(super) fn mutations(
@@ -111,16 +93,10 @@ pub(super) fn header_name(name: &str, path: &str, problems: &mut Problems) -> Op
 }
 
 fn template(text: &str, path: &str, problems: &mut Problems) -> Option<HeaderTemplate> {
-    let parts = match parse_format(text) {
-        Ok(parts) => parts,
-        Err(reason) => {
-            problems.hint(path, reason, "a percent sign alone is written %%");
-            return None;
-        }
-    };
-    if let [] | [FormatPart::Text(_)] = &parts[..] {
-        let literal = match parts.first() {
-            Some(FormatPart::Text(text)) => text,
+    let pieces = access_log::pieces(text, path, problems)?;
+    if let [] | [Piece::Text(_)] = &pieces[..] {
+        let literal = match pieces.first() {
+            Some(Piece::Text(text)) => text,
             _ => "",
         };
         return match HeaderValue::try_from(literal) {
@@ -131,94 +107,5 @@ fn template(text: &str, path: &str, problems: &mut Problems) -> Option<HeaderTem
             }
         };
     }
-    for part in &parts {
-        if let FormatPart::Operator { name, .. } = part
-            && !OPERATORS.contains(&&**name)
-        {
-            problems.hint(
-                path,
-                format!("%{name}% is not supported yet"),
-                format!("known are {}", OPERATORS.join(", ")),
-            );
-            return None;
-        }
-    }
-    Some(HeaderTemplate::Format(parts.into()))
-}
-
-/// Splits a format string. Texts next to each other are one.
-pub(super) fn parse_format(text: &str) -> Result<Vec<FormatPart>, String> {
-    let mut parts = Vec::new();
-    let mut literal = String::new();
-    let mut rest = text;
-    while let Some(percent) = rest.find('%') {
-        literal.push_str(&rest[..percent]);
-        rest = &rest[percent + 1..];
-        if let Some(after) = rest.strip_prefix('%') {
-            literal.push('%');
-            rest = after;
-            continue;
-        }
-        let name_end = rest
-            .find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'))
-            .unwrap_or(rest.len());
-        let name = &rest[..name_end];
-        rest = &rest[name_end..];
-        let mut argument = None;
-        if let Some(after) = rest.strip_prefix('(') {
-            let end = after.find(')').ok_or("a bracket is not closed")?;
-            argument = Some(after[..end].into());
-            rest = &after[end + 1..];
-        }
-        let mut max_length = None;
-        if let Some(after) = rest.strip_prefix(':') {
-            let end = after.find('%').ok_or("an operator is not closed")?;
-            let length = after[..end]
-                .parse()
-                .map_err(|_| "a length is not a number".to_owned())?;
-            max_length = Some(length);
-            rest = &after[end..];
-        }
-        rest = rest.strip_prefix('%').ok_or("an operator is not closed")?;
-        if name.is_empty() {
-            return Err("an operator has no name".into());
-        }
-        if !literal.is_empty() {
-            parts.push(FormatPart::Text(std::mem::take(&mut literal).into()));
-        }
-        parts.push(FormatPart::Operator {
-            name: name.into(),
-            argument,
-            max_length,
-        });
-    }
-    literal.push_str(rest);
-    if !literal.is_empty() {
-        parts.push(FormatPart::Text(literal.into()));
-    }
-    Ok(parts)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn formats_split_into_parts() {
-        assert_eq!(
-            parse_format("a%%b %REQ(x-y?z):10%!").unwrap(),
-            [
-                FormatPart::Text("a%b ".into()),
-                FormatPart::Operator {
-                    name: "REQ".into(),
-                    argument: Some("x-y?z".into()),
-                    max_length: Some(10)
-                },
-                FormatPart::Text("!".into()),
-            ]
-        );
-        for bad in ["%", "50% off", "%REQ(x%", "%REQ(x):a%", "%REQ(x):5"] {
-            assert!(parse_format(bad).is_err(), "{bad}");
-        }
-    }
+    Some(HeaderTemplate::Format(pieces.into()))
 }

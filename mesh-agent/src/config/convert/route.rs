@@ -14,7 +14,9 @@ use envoy_types::pb::envoy::config::route::v3::route_action::{
     ClusterNotFoundResponseCode, ClusterSpecifier as Specified, HostRewriteSpecifier,
 };
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
-use envoy_types::pb::envoy::config::route::v3::weighted_cluster::cluster_weight;
+use envoy_types::pb::envoy::config::route::v3::weighted_cluster::{
+    RandomValueSpecifier, cluster_weight,
+};
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use http::{HeaderName, StatusCode};
 
@@ -24,15 +26,15 @@ use crate::config::model::domains::DomainIndex;
 use crate::config::model::mirror::Mirror;
 use crate::config::model::retry::RetryPolicy;
 use crate::config::model::route::{
-    ClusterSpecifier, DirectResponse, Forward, HostRewrite, PathMatcher, Redirect, RedirectPath,
-    RegexRewrite, RequireTls, Route, RouteAction, RouteConfiguration, RouteMatch, StreamDuration,
-    VirtualHost, WeightedCluster, WeightedClusters,
+    ClusterSpecifier, CookieMatcher, DirectResponse, Forward, HostRewrite, PathMatcher,
+    RandomValue, Redirect, RedirectPath, RegexRewrite, RequireTls, Route, RouteAction,
+    RouteConfiguration, RouteMatch, StreamDuration, VirtualHost, WeightedCluster, WeightedClusters,
 };
 
 use super::headers::mutations;
 use super::{
-    Converted, Problems, duration, filter, hash, matcher, mirror, path_template, rate_limit, retry,
-    subset, timeout,
+    Converted, Problems, access_log, duration, filter, hash, internal_redirect, matcher, mirror,
+    path_template, rate_limit, retry, subset, timeout,
 };
 
 /// How much of a body Envoy keeps by default: a connection's buffer limit.
@@ -383,7 +385,56 @@ pub(super) fn route_match(
         .runtime_fraction
         .as_ref()
         .map(|fraction| filter::fraction(fraction.default_value.as_ref()));
+    let cookies = message
+        .cookies
+        .iter()
+        .enumerate()
+        .filter_map(|(i, cookie)| {
+            let path = format!("{path}.cookies[{i}]");
+            if cookie.name.is_empty() {
+                problems.push(format!("{path}.name"), "a name is missing");
+            }
+            let path = format!("{path}.string_match");
+            Some(CookieMatcher {
+                name: cookie.name.as_str().into(),
+                value: match &cookie.string_match {
+                    Some(value) => matcher::string(value, &path, problems)?,
+                    None => {
+                        problems.push(path, "is missing");
+                        return None;
+                    }
+                },
+                invert: cookie.invert_match,
+            })
+        })
+        .collect();
+    let certificate = message.tls_context.as_ref().and_then(|tls| {
+        let presented = tls.presented.as_ref().map(|value| value.value);
+        // Who shows a certificate that does not hold is not served.
+        let validated = tls.validated.as_ref().map(|value| value.value);
+        if let (Some(one), Some(other)) = (presented, validated)
+            && one != other
+        {
+            problems.hint(
+                format!("{path}.tls_context"),
+                "asks for a certificate that was presented and did not hold, or the reverse",
+                "such connections are refused by the handshake: set both to the same",
+            );
+        }
+        presented.or(validated)
+    });
+    let metadata = message
+        .dynamic_metadata
+        .iter()
+        .enumerate()
+        .filter_map(|(i, metadata)| {
+            matcher::metadata(metadata, &format!("{path}.dynamic_metadata[{i}]"), problems)
+        })
+        .collect();
     Some(RouteMatch {
+        cookies,
+        certificate,
+        metadata,
         path: matcher?,
         case_sensitive: message
             .case_sensitive
@@ -460,9 +511,9 @@ fn forward(
                 problems,
             )?))
         }
-        Some(_) => {
-            problems.push(path, "this host rewrite is not supported yet");
-            None
+        Some(HostRewriteSpecifier::HostRewrite(text)) => {
+            access_log::pieces(text, &format!("{path}.host_rewrite"), problems)
+                .map(|pieces| HostRewrite::Format(pieces.into()))
         }
     };
     let regex_rewrite = match &message.regex_rewrite {
@@ -479,7 +530,12 @@ fn forward(
     });
     let prefix_rewrite =
         (!message.prefix_rewrite.is_empty()).then(|| message.prefix_rewrite.as_str().into());
+    let path_format = match message.path_rewrite.as_str() {
+        "" => None,
+        text => access_log::pieces(text, &format!("{path}.path_rewrite"), problems),
+    };
     let rewrites = [
+        path_format.is_some(),
         prefix_rewrite.is_some(),
         regex_rewrite.is_some(),
         template_rewrite.is_some(),
@@ -487,7 +543,8 @@ fn forward(
     if rewrites.into_iter().filter(|there| *there).count() > 1 {
         problems.push(
             path,
-            "only one of prefix_rewrite, regex_rewrite and path_rewrite_policy may be set",
+            "only one of prefix_rewrite, regex_rewrite, path_rewrite_policy and path_rewrite may be \
+             set",
         );
     }
     let idle_timeout = message
@@ -508,6 +565,7 @@ fn forward(
         regex_rewrite,
         template_rewrite,
         mirrors: mirror::policies(&message.request_mirror_policies, path, problems),
+        path_format: path_format.map(Into::into),
         host_rewrite: host_rewrite?,
         append_x_forwarded_host: message.append_x_forwarded_host,
         timeout: timeout(
@@ -548,6 +606,13 @@ fn forward(
                 (upgrade.upgrade_type.to_ascii_lowercase().into(), enabled)
             })
             .collect(),
+        connect_ends: message.upgrade_configs.iter().any(|upgrade| {
+            upgrade.connect_config.is_some() && upgrade.upgrade_type.eq_ignore_ascii_case("connect")
+        }),
+        internal_redirect: message.internal_redirect_policy.as_ref().map(|policy| {
+            let path = format!("{path}.internal_redirect_policy");
+            Arc::new(internal_redirect::convert(policy, &path, problems))
+        }),
     })
 }
 
@@ -600,11 +665,21 @@ fn weighted_clusters(
         .enumerate()
         .map(|(i, cluster)| {
             let path = format!("{path}.clusters[{i}]");
-            if cluster.name.is_empty() {
-                problems.push(format!("{path}.name"), "a name is missing");
+            let header = match cluster.cluster_header.as_str() {
+                "" => None,
+                name => HeaderName::try_from(name).ok(),
+            };
+            if cluster.name.is_empty() == cluster.cluster_header.is_empty() {
+                problems.push(
+                    format!("{path}.name"),
+                    "either a name or a cluster_header is needed",
+                );
+            } else if header.is_none() && cluster.name.is_empty() {
+                problems.push(format!("{path}.cluster_header"), "is not a header name");
             }
             WeightedCluster {
                 name: cluster.name.as_str().into(),
+                header,
                 weight: cluster.weight.as_ref().map_or(0, |weight| weight.value),
                 subset: subset::wanted(cluster.metadata_match.as_ref(), subset),
                 request_headers: mutations(
@@ -643,7 +718,22 @@ fn weighted_clusters(
         );
         return None;
     }
-    Some(WeightedClusters { clusters, total })
+    let random = match &message.random_value_specifier {
+        Some(RandomValueSpecifier::HeaderName(name)) => match HeaderName::try_from(name.as_str()) {
+            Ok(name) => RandomValue::Header(name),
+            Err(_) => {
+                problems.push(format!("{path}.header_name"), "is not a header name");
+                return None;
+            }
+        },
+        Some(RandomValueSpecifier::UseHashPolicy(use_it)) if use_it.value => RandomValue::Hash,
+        _ => RandomValue::Own,
+    };
+    Some(WeightedClusters {
+        clusters,
+        total,
+        random,
+    })
 }
 
 fn redirect(message: &pb::RedirectAction, path: &str, problems: &mut Problems) -> Option<Redirect> {
@@ -665,10 +755,9 @@ fn redirect(message: &pb::RedirectAction, path: &str, problems: &mut Problems) -
             Some(PathRewriteSpecifier::RegexRewrite(rewrite)) => RedirectPath::Regex(
                 regex_rewrite(rewrite, &format!("{path}.regex_rewrite"), problems)?,
             ),
-            Some(PathRewriteSpecifier::PathRewrite(_)) => {
-                problems.push(format!("{path}.path_rewrite"), "is not supported yet");
-                return None;
-            }
+            Some(PathRewriteSpecifier::PathRewrite(text)) => RedirectPath::Format(
+                access_log::pieces(text, &format!("{path}.path_rewrite"), problems)?.into(),
+            ),
         };
     let port = u16::try_from(message.port_redirect).ok();
     if port.is_none() {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use http::HeaderName;
 
 use super::Fraction;
+use super::headers::{HeaderMutations, HeaderTemplate};
 use super::matcher::{HeaderKey, HeaderMatcher, MetadataMatcher};
 use super::response_flag::ResponseFlags;
 
@@ -25,6 +26,31 @@ impl AccessLogs {
     pub fn is_empty(&self) -> bool {
         self.logs.is_empty()
     }
+
+    /// Whether heads of requests are kept.
+    pub fn keeps(&self) -> bool {
+        !self.is_empty() || self.wanted.always
+    }
+
+    /// Keeps what the values of headers are made of.
+    pub fn keep_for_headers(&mut self, headers: &HeaderMutations) {
+        for addition in &headers.add {
+            if let HeaderTemplate::Format(pieces) = &addition.value {
+                self.wanted.of_pieces(pieces);
+            }
+        }
+    }
+
+    /// Keeps what a format and a filter look at that are no log's: those of local replies.
+    pub fn keep_for(&mut self, format: Option<&Format>, filter: Option<&Filter>) {
+        self.wanted.always = true;
+        if let Some(format) = format {
+            self.wanted.of_format(format);
+        }
+        if let Some(filter) = filter {
+            self.wanted.of_filter(filter);
+        }
+    }
 }
 
 /// What must be kept, or looked up, for the entries of access logs.
@@ -38,6 +64,8 @@ pub struct WantedHeaders {
     pub trailers: Vec<HeaderName>,
     /// Whether something is told of who is at the other end.
     pub peers: bool,
+    /// Whether something else than logs looks at them.
+    pub always: bool,
 }
 
 /// One access log.
@@ -192,6 +220,8 @@ pub enum Operator {
     LogType,
     /// `HOSTNAME`, `ENVIRONMENT(X)`: known with the configuration.
     Fixed(Option<Arc<str>>),
+    /// `LOCAL_REPLY_BODY`: what an answer of our own says.
+    LocalReplyBody,
     /// `FILTER_STATE(upstream_peer...)`, `FILTER_STATE(downstream_peer...)`: who Istio says is at
     /// the other end.
     Peer {
@@ -379,10 +409,7 @@ impl AccessLogs {
     pub fn new(logs: Vec<AccessLog>) -> Self {
         let mut wanted = WantedHeaders::default();
         for log in &logs {
-            match &log.format {
-                Format::Text { pieces, .. } => wanted.of_pieces(pieces),
-                Format::Json { root, .. } => wanted.of_json(root),
-            }
+            wanted.of_format(&log.format);
             if let Some(filter) = &log.filter {
                 wanted.of_filter(filter);
             }
@@ -392,7 +419,15 @@ impl AccessLogs {
 }
 
 impl WantedHeaders {
-    fn of_pieces(&mut self, pieces: &[Piece]) {
+    fn of_format(&mut self, format: &Format) {
+        match format {
+            Format::Text { pieces, .. } => self.of_pieces(pieces),
+            Format::Json { root, .. } => self.of_json(root),
+        }
+    }
+
+    /// Of the pieces of a text.
+    pub fn of_pieces(&mut self, pieces: &[Piece]) {
         for piece in pieces {
             let Piece::Operator { operator, .. } = piece else {
                 continue;

@@ -35,6 +35,8 @@ pub struct Cluster {
     pub connect_timeout: Duration,
     /// What the upstream speaks.
     pub protocol: UpstreamProtocol,
+    /// HTTP/1 messages may have trailers, both ways (`enable_trailers`).
+    pub http1_trailers: bool,
     /// Endpoints that fail are left alone for a while.
     pub outlier: Option<OutlierDetection>,
     /// Endpoints are asked how they are.

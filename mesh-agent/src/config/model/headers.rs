@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
 
+use super::access_log::Piece;
+
 /// Mutations of one level (weighted cluster, route, virtual host or route configuration).
 #[derive(Debug, Clone, Default)]
 pub struct HeaderMutations {
@@ -52,22 +54,6 @@ pub enum AppendAction {
 pub enum HeaderTemplate {
     /// No operators: ready to use.
     Literal(HeaderValue),
-    /// Operators to evaluate per request.
-    Format(Arc<[FormatPart]>),
-}
-
-/// A piece of a format string.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FormatPart {
-    /// Copied as it is.
-    Text(Arc<str>),
-    /// `%NAME(arg):max%`
-    Operator {
-        /// For example `REQ` or `DOWNSTREAM_REMOTE_ADDRESS`.
-        name: Arc<str>,
-        /// What stands in brackets.
-        argument: Option<Arc<str>>,
-        /// The value is cut to that many bytes.
-        max_length: Option<usize>,
-    },
+    /// Operators to evaluate per request, as in access logs.
+    Format(Arc<[Piece]>),
 }

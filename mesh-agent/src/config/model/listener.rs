@@ -12,6 +12,7 @@ use super::Name;
 use super::access_log::AccessLogs;
 use super::filter::HttpFilter;
 use super::filter::rbac::Rbac;
+use super::local_reply::LocalReplyConfig;
 use super::route::{RouteConfiguration, WeightedCluster};
 use super::tls::{DownstreamTls, DownstreamTransport};
 
@@ -344,6 +345,15 @@ pub struct HttpConnectionManager {
     pub alpn: Option<Arc<AlpnOverride>>,
     /// What is written of its requests.
     pub access_logs: Arc<AccessLogs>,
+    /// What answers of our own look like.
+    pub local_reply: Option<Arc<LocalReplyConfig>>,
+    /// `x-forwarded-port` tells where the client wanted to go.
+    pub append_x_forwarded_port: bool,
+    /// `expect: 100-continue` is the upstream's to answer, and clients see all that comes before
+    /// a response (Envoy: `proxy_100_continue`).
+    pub proxy_100_continue: bool,
+    /// HTTP/1 messages may have trailers, both ways (`enable_trailers`).
+    pub trailers: bool,
 }
 
 /// Protocols offered in TLS handshakes; `None`: those of the cluster.

@@ -8,12 +8,14 @@ use http::StatusCode;
 
 use crate::balance::subset;
 
+use super::access_log::Piece;
 use super::cluster::RoutingPriority;
 use super::domains::DomainIndex;
 use super::filter::Overrides;
 use super::hash::HashPolicy;
 use super::headers::HeaderMutations;
-use super::matcher::{HeaderMatcher, QueryMatcher, SafeRegex};
+use super::internal_redirect::InternalRedirect;
+use super::matcher::{HeaderMatcher, MetadataMatcher, QueryMatcher, SafeRegex, StringMatcher};
 use super::mirror::Mirror;
 use super::path_template::{PathTemplate, TemplateRewrite};
 use super::rate_limit::RateLimit;
@@ -115,6 +117,25 @@ pub struct VirtualHost {
     pub include_is_timeout_retry_header: bool,
 }
 
+impl VirtualHost {
+    /// One without routes that changes nothing.
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            domains: Vec::new(),
+            routes: Vec::new(),
+            require_tls: RequireTls::None,
+            request_headers: HeaderMutations::default(),
+            response_headers: HeaderMutations::default(),
+            include_request_attempt_count: false,
+            include_attempt_count_in_response: false,
+            overrides: Overrides::default(),
+            rate_limits: Vec::new(),
+            include_is_timeout_retry_header: false,
+        }
+    }
+}
+
 /// Envoy's `TlsRequirementType`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RequireTls {
@@ -144,6 +165,30 @@ pub struct Route {
     pub response_headers: HeaderMutations,
 }
 
+impl Route {
+    /// One without a name that takes every request and changes nothing.
+    pub fn plain(action: RouteAction) -> Self {
+        Self {
+            name: "".into(),
+            matcher: RouteMatch {
+                path: PathMatcher::Prefix("/".into()),
+                case_sensitive: true,
+                headers: Vec::new(),
+                query: Vec::new(),
+                grpc: false,
+                fraction: None,
+                cookies: Vec::new(),
+                certificate: None,
+                metadata: Vec::new(),
+            },
+            action,
+            overrides: Overrides::default(),
+            request_headers: HeaderMutations::default(),
+            response_headers: HeaderMutations::default(),
+        }
+    }
+}
+
 /// Envoy's `RouteMatch`. Everything must hold.
 #[derive(Debug, Clone)]
 pub struct RouteMatch {
@@ -159,6 +204,23 @@ pub struct RouteMatch {
     pub grpc: bool,
     /// Only this share of requests.
     pub fraction: Option<Fraction>,
+    /// All must match.
+    pub cookies: Vec<CookieMatcher>,
+    /// Only clients that showed a certificate, or did not (`tls_context`).
+    pub certificate: Option<bool>,
+    /// What filters found out; all must match.
+    pub metadata: Vec<MetadataMatcher>,
+}
+
+/// Envoy's `CookieMatcher`.
+#[derive(Debug, Clone)]
+pub struct CookieMatcher {
+    /// The cookie's name.
+    pub name: Arc<str>,
+    /// What its value must be.
+    pub value: StringMatcher,
+    /// The result is turned round.
+    pub invert: bool,
 }
 
 /// How the path (without the query) is matched.
@@ -187,6 +249,8 @@ pub enum RouteAction {
     Redirect(Redirect),
     /// Answer at once.
     DirectResponse(DirectResponse),
+    /// Answer with a redirect to https, as a virtual host's `require_tls` asks.
+    ToHttps,
 }
 
 /// Envoy's `RouteAction` message.
@@ -205,6 +269,8 @@ pub struct Forward {
     /// Rewrites the path by the variables of the route's template
     /// (`envoy.path.rewrite.uri_template`).
     pub template_rewrite: Option<TemplateRewrite>,
+    /// Rewrites the path, not the query, to what operators say (`path_rewrite`).
+    pub path_format: Option<Arc<[Piece]>>,
     /// Rewrites the host.
     pub host_rewrite: HostRewrite,
     /// The old host goes into `x-forwarded-host` (`append_x_forwarded_host`).
@@ -235,6 +301,10 @@ pub struct Forward {
     /// Upgrades allowed or refused for this route, overriding the connection manager's;
     /// lower case.
     pub upgrades: Vec<(Arc<str>, bool)>,
+    /// CONNECT ends here: the upstream gets the bytes, not the request (`connect_config`).
+    pub connect_ends: bool,
+    /// Redirects of the upstream that are followed.
+    pub internal_redirect: Option<Arc<InternalRedirect>>,
 }
 
 /// Envoy's `MaxStreamDuration`.
@@ -268,6 +338,7 @@ impl ClusterSpecifier {
                 .clusters
                 .iter()
                 .enumerate()
+                .filter(|(_, cluster)| cluster.header.is_none())
                 .map(|(i, cluster)| {
                     (
                         format!("{at}.weighted_clusters.clusters[{i}].name"),
@@ -286,13 +357,29 @@ pub struct WeightedClusters {
     pub clusters: Vec<WeightedCluster>,
     /// Sum of the weights; more than 0.
     pub total: u64,
+    /// What decides.
+    pub random: RandomValue,
+}
+
+/// What one of several clusters is drawn by.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum RandomValue {
+    /// A number of our own.
+    #[default]
+    Own,
+    /// The number that a request header holds, if it does.
+    Header(http::HeaderName),
+    /// The request's hash, if it has one.
+    Hash,
 }
 
 /// One of several clusters.
 #[derive(Debug, Clone)]
 pub struct WeightedCluster {
-    /// The cluster.
+    /// The cluster; empty: the one that a request header names.
     pub name: Name,
+    /// Which header (`cluster_header`).
+    pub header: Option<http::HeaderName>,
     /// Its share of the total.
     pub weight: u32,
     /// Which of its subsets: what the route says and, above that, what is said here.
@@ -310,6 +397,7 @@ impl WeightedCluster {
     pub fn plain(name: Name, weight: u32) -> Self {
         Self {
             name,
+            header: None,
             weight,
             subset: None,
             request_headers: HeaderMutations::default(),
@@ -357,6 +445,8 @@ pub enum HostRewrite {
     Header(http::HeaderName),
     /// Becomes what a regex makes of the path, the query left out.
     PathRegex(RegexRewrite),
+    /// Becomes what operators say (`host_rewrite`), unless that is nothing.
+    Format(Arc<[Piece]>),
 }
 
 /// Envoy's `RedirectAction`.
@@ -388,6 +478,8 @@ pub enum RedirectPath {
     Prefix(Arc<str>),
     /// By regex.
     Regex(RegexRewrite),
+    /// By operators (`path_rewrite`), unless they say nothing.
+    Format(Arc<[Piece]>),
 }
 
 /// Envoy's `DirectResponseAction`.

@@ -144,6 +144,12 @@ fn common(request: &mut Request, hcm: &HttpConnectionManager, connection: &Conne
     if !headers.contains_key(headers::FORWARDED_PROTO) {
         headers.insert(headers::FORWARDED_PROTO, scheme);
     }
+    if hcm.append_x_forwarded_port
+        && (hcm.use_remote_address && hops == 0 || !headers.contains_key(headers::FORWARDED_PORT))
+    {
+        let port = connection.caught.destination.port();
+        headers.insert(headers::FORWARDED_PORT, port.into());
+    }
     let internal = client.is_some_and(|client| {
         let known = |network: &IpNet| network.contains(&client.address);
         client.alone && hcm.internal_networks.iter().any(known)
@@ -155,6 +161,13 @@ fn common(request: &mut Request, hcm: &HttpConnectionManager, connection: &Conne
         headers::strip_internal(headers);
     }
     let at_the_edge = hcm.use_remote_address && !internal;
+    if at_the_edge {
+        headers::strip_at_the_edge(headers);
+        let address = client.map_or(peer, |client| client.address).to_string();
+        if let Ok(address) = HeaderValue::try_from(address) {
+            headers.insert(headers::EXTERNAL_ADDRESS, address);
+        }
+    }
     if hcm.generate_request_id
         && (at_the_edge && !hcm.preserve_external_request_id
             || !headers.contains_key(headers::REQUEST_ID))

@@ -20,6 +20,7 @@ use super::body::{Progress, RequestBody};
 use super::exchange::Exchange;
 use super::forward::{answered, failed};
 use super::headers;
+use super::internal_redirect::Again;
 use super::message::{Reply, Request};
 use super::replay::Tape;
 use super::reply::{DEADLINE_EXCEEDED, http_status, local};
@@ -40,6 +41,17 @@ pub(super) struct Attempts<'a> {
     pub(super) started: Instant,
     pub(super) hash: Option<u64>,
     pub(super) subset: Option<Arc<Metadata>>,
+    /// The client asked for another protocol.
+    pub(super) upgrade: Option<HeaderValue>,
+}
+
+/// What came of a request.
+pub(super) struct Ran {
+    pub(super) reply: Reply,
+    /// The endpoint it is from.
+    pub(super) from: Option<Target>,
+    /// What the endpoint was asked, if its answer is a redirect that may be followed.
+    pub(super) sent: Option<Box<Again>>,
 }
 
 /// How an attempt went.
@@ -85,12 +97,15 @@ impl Attempts<'_> {
         mut target: Target,
         mut request: Request,
         body: RequestBody,
-    ) -> (Reply, Option<Target>) {
+    ) -> Ran {
         let mut deadlines = Deadlines::new(&self.timeouts, &self.progress);
-        let mut source = match &self.retry {
-            Some(_) => Source::Kept(Tape::new(body, self.forward.buffer_limit)),
-            None => Source::Once(Some(body)),
+        let kept = self.retry.is_some() || self.forward.internal_redirect.is_some();
+        let mut source = if kept {
+            Source::Kept(Tape::new(body, self.forward.buffer_limit))
+        } else {
+            Source::Once(Some(body))
         };
+        let mut sent = None;
         let mut number: u32 = 1;
         let mut expired = false;
         let (mut reply, from) = loop {
@@ -110,6 +125,10 @@ impl Attempts<'_> {
             }
             if let Some(retry) = &mut self.retry {
                 retry.tried.add(self.cluster, &target);
+            }
+            if request.early.as_ref().is_some_and(|early| early.begun()) {
+                // The client has heard of this attempt.
+                self.retry = None;
             }
             if self.retry.is_some() && !source.can_replay() {
                 count(&self.cluster.state.stats.retry_or_shadow_abandoned);
@@ -136,7 +155,12 @@ impl Attempts<'_> {
                     let flag = ResponseFlag::UpstreamRetryLimitExceeded;
                     self.exchange.record.flag(flag);
                 }
-                let reply = self.stands(outcome, &serving, deadlines, &source, number > 1);
+                if let Outcome::Answered(answer) = &outcome {
+                    sent = self.sent_for(answer.status, &source, &request);
+                }
+                let followed = sent.is_some();
+                let source = (&source, followed);
+                let reply = self.stands(outcome, &serving, deadlines, source, number > 1);
                 break (reply, Some(target));
             };
             if let Outcome::Answered(answer) = &outcome {
@@ -161,7 +185,28 @@ impl Attempts<'_> {
             let number = HeaderValue::from(number);
             reply.headers.insert(headers::ATTEMPT_COUNT, number);
         }
-        (reply, from)
+        Ran { reply, from, sent }
+    }
+
+    /// What was asked, if a response of this status may lead elsewhere and nothing of the body is
+    /// missing.
+    fn sent_for(
+        &self,
+        status: StatusCode,
+        source: &Source,
+        request: &Request,
+    ) -> Option<Box<Again>> {
+        let policy = self.forward.internal_redirect.as_ref()?;
+        let Source::Kept(tape) = source else {
+            return None;
+        };
+        let whole = self.progress.ended() && tape.can_replay();
+        (policy.statuses.contains(&status) && whole && self.upgrade.is_none()).then(|| {
+            Box::new(Again {
+                request: request.clone(),
+                body: tape.body(),
+            })
+        })
     }
 
     fn asked<'r>(&'r self, request: &'r Request) -> lb::Asked<'r> {
@@ -204,8 +249,8 @@ impl Attempts<'_> {
         body: RequestBody,
         deadlines: &mut Deadlines,
     ) -> Outcome {
-        let last = self.retry.is_none();
-        let sender = self.exchange.sender();
+        let last = self.retry.is_none() && self.forward.internal_redirect.is_none();
+        let sender = self.exchange.sender(self.forward);
         let sending = sender.send(serving, request, body, last);
         let mut sending = std::pin::pin!(sending);
         let mut per_try = PerTry::new(&self.timeouts);
@@ -242,17 +287,18 @@ impl Attempts<'_> {
         outcome: Outcome,
         serving: &Serving,
         deadlines: Deadlines,
-        source: &Source,
+        (source, followed): (&Source, bool),
         retried: bool,
     ) -> Reply {
         let reply = match outcome {
             Outcome::Answered(answer) => {
-                if let Source::Kept(tape) = source {
+                if let (Source::Kept(tape), false) = (source, followed) {
                     tape.forget();
                 }
                 self.exchange.record.answered();
                 let limits = &self.exchange.limits;
-                answered(answer, self.started, deadlines, limits, serving)
+                let complete = self.progress.ended() && self.upgrade.is_none();
+                answered(answer, self.started, deadlines, limits, serving, complete)
             }
             Outcome::Failed(failure) => {
                 serving.failed();

@@ -13,7 +13,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::compressed::Compressed;
 use super::grpc_messages::Messages;
-use super::h1::client::UpstreamBody;
+use super::h1::client::{Tunnel, UpstreamBody};
 use super::h1::server::Wire;
 use super::limits::StreamLimits;
 use super::lines;
@@ -245,7 +245,11 @@ impl Drop for RequestBody {
         if self.progress.0.stage.get() != Stage::Reading {
             return;
         }
-        let source = std::mem::replace(&mut self.source, Source::Pieces(VecDeque::new()));
+        let mut source = std::mem::replace(&mut self.source, Source::Pieces(VecDeque::new()));
+        // A filter may have put its beginning back, more than once.
+        while let Source::Begun(_, rest) = source {
+            source = *rest;
+        }
         if let Source::Http2(body) = source {
             unread::discard(body);
         }
@@ -261,14 +265,8 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         // The bodies they read keep the progress.
-        match &mut self.source {
-            Source::Replay(replay) => return replay.poll_frame(cx),
-            Source::Copied(body, copies) => {
-                let frame = ready!(Pin::new(&mut **body).poll_frame(cx));
-                copies.put(frame.as_ref(), body.is_end_stream());
-                return Poll::Ready(frame);
-            }
-            _ => {}
+        if matches!(self.source, Source::Replay(_) | Source::Copied(..)) {
+            return self.source.poll_frame(cx);
         }
         // What was put back has been counted.
         let read_before = match &self.source {
@@ -305,8 +303,7 @@ impl Source {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         Poll::Ready(match self {
             Self::Http1(wire) => {
-                let data = ready!(wire.poll_body(cx));
-                data.map(|data| data.map(Frame::data))
+                ready!(wire.poll_body(cx))
             }
             Self::Http2(body) => {
                 let frame = ready!(Pin::new(body).poll_frame(cx));
@@ -396,6 +393,8 @@ pub(super) enum UpstreamStream {
     },
     /// From the server's side of the same pass.
     Here(Box<Told>),
+    /// Bytes for a client that asked for a connection.
+    Tunnel(Box<Tunnel>),
 }
 
 impl UpstreamStream {
@@ -405,9 +404,9 @@ impl UpstreamStream {
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         match self {
-            Self::Http1(body) => body
-                .poll_data(cx)
-                .map(|data| data.map(|data| data.map(Frame::data))),
+            Self::Http1(body) => body.poll_frame(cx),
+            // Both ends are relayed by whoever has the client's connection.
+            Self::Tunnel(_) => Poll::Ready(None),
             Self::Http2 { body, .. } => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(io::Error::other))),
@@ -479,6 +478,7 @@ impl Body for ProxyBody {
                 UpstreamStream::Http1(body) => body.ended(),
                 UpstreamStream::Http2 { body, .. } => body.is_end_stream(),
                 UpstreamStream::Here(body) => body.is_end_stream(),
+                UpstreamStream::Tunnel(_) => true,
             },
         }
     }
@@ -491,6 +491,7 @@ impl Body for ProxyBody {
                 UpstreamStream::Http1(body) => body.size_hint(),
                 UpstreamStream::Http2 { body, .. } => body.size_hint(),
                 UpstreamStream::Here(body) => body.size_hint(),
+                UpstreamStream::Tunnel(_) => SizeHint::with_exact(0),
             },
         }
     }

@@ -77,6 +77,7 @@ pub(super) fn sender<'a>(
         connection,
         alpn: hcm.alpn.as_deref(),
         record: None,
+        connect_ends: false,
     }
 }
 
@@ -91,6 +92,8 @@ pub(super) fn request(method: Method, scheme: &'static str, authority: HeaderVal
         headers: HeaderMap::new(),
         metadata: Metadata::default(),
         pinned: None,
+        redirects: None,
+        early: None,
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 use http::{HeaderValue, Method, StatusCode, Version, header};
 use hyper::body::Body as _;
 
+use crate::config::model::access_log::Piece;
 use crate::config::model::headers::HeaderMutations;
 use crate::config::model::listener::{HttpConnectionManager, RouteSource, ServerHeader};
 use crate::config::model::response_flag::ResponseFlag;
@@ -21,13 +22,13 @@ use crate::snapshot::View;
 use super::admit::{admit, underscores};
 use super::body::{ProxyBody, RequestBody};
 use super::filters::{Answered, Call, Steps};
-use super::headers::{Facts, Side};
+use super::internal_redirect::Again;
 use super::limits::StreamLimits;
-use super::message::{Reply, Request, text};
-use super::record::Record;
+use super::message::{Reply, Request};
+use super::record::{Answering, Live, Record};
 use super::reply::{Refusal, for_grpc, is_grpc, local, with_body};
 use super::told::Ending;
-use super::{Connection, date, headers, normal, redirect, router, upgrade};
+use super::{Connection, date, headers, local_reply, normal, redirect, router, upgrade};
 
 struct Active(Arc<ProxyStats>);
 
@@ -43,15 +44,29 @@ pub(super) async fn handle(
     request: Request,
     body: RequestBody,
 ) -> (Reply, Ending) {
-    let current = connection.current();
-    let logs = match &current {
-        Some((_, hcm)) => hcm.access_logs.clone(),
-        None => connection.first().access_logs.clone(),
-    };
-    let ending = Ending::new(Record::begin(connection, logs, &request, body.progress()));
-    let mut reply = answer(connection, current, request, body, ending.record()).await;
-    ending.record().responds(&mut reply);
-    (reply, ending)
+    let (mut request, mut body) = (request, body);
+    loop {
+        let current = connection.current();
+        let logs = match &current {
+            Some((_, hcm)) => hcm.access_logs.clone(),
+            None => connection.first().access_logs.clone(),
+        };
+        let record = Record::begin(connection, logs, &request, body.progress());
+        let mut ending = Ending::new(record);
+        let mut reply = answer(connection, current, request, body, ending.record()).await;
+        ending.record().responds(&mut reply);
+        let Some(again) = reply.again else {
+            return (reply, ending);
+        };
+        ending.followed();
+        Again { request, body } = *again;
+    }
+}
+
+/// A local reply in the form that the configuration gives it.
+fn own(mut reply: Reply, hcm: &HttpConnectionManager, record: &Record) -> Reply {
+    local_reply::rewrite(&mut reply, hcm, record);
+    reply
 }
 
 async fn answer(
@@ -73,13 +88,16 @@ async fn answer(
     let mut reply = respond(connection, &view, &hcm, request, body, record).await;
     if progress.broken() && matches!(reply.body, ProxyBody::Own(_)) {
         // The client's own fault, not the upstream's.
-        reply = Refusal::MALFORMED.reply();
+        reply = own(Refusal::MALFORMED.reply(), &hcm, record);
     }
     let class = usize::from(reply.status.as_u16() / 100);
     if let Some(counter) = stats.downstream_rq_xx.get(class) {
         count(counter);
     }
     complete(&mut reply, &hcm);
+    if reply.again.is_some() {
+        return reply;
+    }
     // A client that asked for another protocol may speak it already.
     let refused = upgrading && matches!(reply.body, ProxyBody::Own(_)) && reply.tunnel.is_none();
     if version < Version::HTTP_2 && (connection.ends_after(&hcm, &progress) || refused) {
@@ -98,9 +116,13 @@ pub(super) fn refused(
     let stats = &connection.context.shared.stats;
     count(&stats.downstream_rq_total);
     count(&stats.downstream_rq_xx[4]);
-    let mut reply = refusal.reply();
-    complete(&mut reply, connection.first());
     let ending = Ending::new(Record::unread(connection, version));
+    let mut reply = refusal.reply();
+    // Its flag is set when all is over.
+    let flags = std::mem::take(&mut reply.why.flags);
+    local_reply::rewrite(&mut reply, connection.first(), ending.record());
+    reply.why.flags = flags;
+    complete(&mut reply, connection.first());
     ending.record().responds(&mut reply);
     (reply, ending)
 }
@@ -149,6 +171,7 @@ async fn respond(
 ) -> Reply {
     if let Err(refusal) = underscores(&mut request.headers, hcm) {
         let mut reply = refusal.reply();
+        local_reply::rewrite(&mut reply, hcm, record);
         if request.version < Version::HTTP_2 {
             let close = HeaderValue::from_static("close");
             reply.headers.insert(header::CONNECTION, close);
@@ -159,18 +182,27 @@ async fn respond(
     let mut reply = match normal::look(&request.path, hcm) {
         // A gRPC client follows no redirect.
         normal::Verdict::Redirect(path) if !grpc => {
+            request.path = path.clone();
             record.keep(&request);
-            redirect::to_path(&path)
+            own(redirect::to_path(&path), hcm, record)
         }
-        normal::Verdict::Redirect(_) | normal::Verdict::Reject => {
+        verdict @ (normal::Verdict::Redirect(_) | normal::Verdict::Reject) => {
+            if let normal::Verdict::Redirect(path) = verdict {
+                request.path = path;
+            }
             record.keep(&request);
-            local(StatusCode::BAD_REQUEST, "").because("path_normalization_failed")
+            let reply = local(StatusCode::BAD_REQUEST, "").because("path_normalization_failed");
+            own(reply, hcm, record)
         }
         verdict => {
             if let normal::Verdict::Use(path) = verdict {
                 request.path = path;
             }
-            let remote = admit(&mut request, hcm, connection);
+            let remote = match &request.redirects {
+                // Everything was done to it that is done to a client's.
+                Some(redirects) => redirects.remote,
+                None => admit(&mut request, hcm, connection),
+            };
             record.remote(remote);
             record.keep(&request);
             grpc = is_grpc(&request.headers);
@@ -225,7 +257,11 @@ async fn routed(place: Place<'_>, mut request: Request, mut body: RequestBody) -
     let routes = routes.filter(|_| request.path.path() != "*");
     let mut matched = routes.and_then(|routes| {
         let request = &request;
-        let view = router::View { request, random };
+        let view = router::View {
+            request,
+            random,
+            peer: connection.peer(),
+        };
         let (host, route) = router::route(routes, &view)?;
         Some((&**host, &**route))
     });
@@ -238,9 +274,11 @@ async fn routed(place: Place<'_>, mut request: Request, mut body: RequestBody) -
     });
     if matched.is_some()
         && let Some(wanted) = upgrade::wanted(&request)
-        && !upgrade::allowed(wanted, hcm, forward)
+        // A stream of HTTP/2 carries requests only.
+        && (request.version >= Version::HTTP_2 || !upgrade::allowed(wanted, hcm, forward))
     {
-        return local(StatusCode::FORBIDDEN, "").because("upgrade_failed");
+        let reply = local(StatusCode::FORBIDDEN, "").because("upgrade_failed");
+        return own(reply, hcm, record);
     }
     let limits = StreamLimits::new(hcm, &body.progress());
     let mut steps = Steps::default();
@@ -274,7 +312,7 @@ async fn routed(place: Place<'_>, mut request: Request, mut body: RequestBody) -
                 .because("route_not_found")
                 .flagged(ResponseFlag::NoRouteFound)
         });
-        return steps.finish(reply);
+        return steps.finish(own(reply, hcm, record));
     };
     let exchange = Exchange {
         connection,
@@ -294,13 +332,15 @@ async fn routed(place: Place<'_>, mut request: Request, mut body: RequestBody) -
         {
             record.cluster(cluster);
         }
-        return steps.finish(exchange.finish(reply, &request, None, "", None));
+        let reply = exchange.finish(reply, &request, None);
+        return steps.finish(own(reply, hcm, record));
     }
     let reply = match &route.action {
         RouteAction::Forward(forward) => exchange.forward(forward, request, body).await,
         RouteAction::Redirect(redirect) => {
-            let reply = redirect::reply(redirect, &route.matcher.path, &request);
-            exchange.finish(reply, &request, None, "", None)
+            let text = |pieces: &[Piece]| exchange.text_of(pieces, &request, true);
+            let reply = redirect::reply(redirect, &route.matcher.path, &request, text);
+            exchange.finish(reply, &request, None)
         }
         RouteAction::DirectResponse(direct) => {
             let mut reply =
@@ -308,20 +348,16 @@ async fn routed(place: Place<'_>, mut request: Request, mut body: RequestBody) -
             if direct.status == StatusCode::CREATED || direct.status.is_redirection() {
                 redirect::locate(&mut reply, &request);
             }
-            exchange.finish(reply, &request, None, "", None)
+            exchange.finish(reply, &request, None)
         }
+        RouteAction::ToHttps => redirect::to_https(&request),
     };
-    steps.finish(reply)
+    steps.finish(own(reply, hcm, record))
 }
 
 impl Exchange<'_> {
     /// Request mutations, at every level.
-    pub(super) fn mutate_request(
-        &self,
-        request: &mut Request,
-        weighted: Option<&WeightedCluster>,
-        cluster: &str,
-    ) {
+    pub(super) fn mutate_request(&self, request: &mut Request, weighted: Option<&WeightedCluster>) {
         let levels = self.levels(
             weighted.map(|weighted| &weighted.request_headers),
             &self.route.request_headers,
@@ -332,21 +368,37 @@ impl Exchange<'_> {
             return;
         };
         let mut headers = std::mem::take(&mut request.headers);
-        let facts = self.facts(request, cluster, None);
+        let asked = &*request;
         for level in levels.into_iter().flatten() {
-            headers::mutate(&mut headers, level, &facts, Side::Request);
+            headers::mutate(&mut headers, level, |headers, pieces| {
+                let live = Live {
+                    request: asked.head(headers),
+                    metadata: &asked.metadata,
+                    response: None,
+                };
+                self.record.value(pieces, &live, true)
+            });
         }
         request.headers = headers;
     }
 
-    /// Response mutations, at every level. `asked` is the request as the client sent it.
+    /// A text of the configuration, computed from the request as it is now. `omit_empty`: what
+    /// has no value is left out instead of written as `-`.
+    pub(super) fn text_of(&self, pieces: &[Piece], request: &Request, omit_empty: bool) -> Vec<u8> {
+        let live = Live {
+            request: request.head(&request.headers),
+            metadata: &request.metadata,
+            response: None,
+        };
+        self.record.value(pieces, &live, omit_empty)
+    }
+
+    /// Response mutations, at every level. `asked` is the request as it was last.
     pub(super) fn finish(
         &self,
         mut reply: Reply,
         asked: &Request,
         weighted: Option<&WeightedCluster>,
-        cluster: &str,
-        upstream: Option<std::net::SocketAddr>,
     ) -> Reply {
         let levels = self.levels(
             weighted.map(|weighted| &weighted.response_headers),
@@ -355,13 +407,20 @@ impl Exchange<'_> {
             &self.routes.response_headers,
         );
         if let Some(levels) = levels {
-            let facts = self.facts(asked, cluster, upstream);
-            let side = Side::Response {
-                request: &asked.headers,
-                status: reply.status,
-            };
+            let (status, why) = (reply.status, &reply.why);
             for level in levels.into_iter().flatten() {
-                headers::mutate(&mut reply.headers, level, &facts, side);
+                headers::mutate(&mut reply.headers, level, |headers, pieces| {
+                    let live = Live {
+                        request: asked.head(&asked.headers),
+                        metadata: &asked.metadata,
+                        response: Some(Answering {
+                            status,
+                            headers,
+                            why,
+                        }),
+                    };
+                    self.record.value(pieces, &live, true)
+                });
             }
         }
         if self.hcm.always_set_request_id_in_response
@@ -370,25 +429,6 @@ impl Exchange<'_> {
             reply.headers.insert(headers::REQUEST_ID, id.clone());
         }
         reply
-    }
-
-    fn facts<'a>(
-        &'a self,
-        request: &'a Request,
-        cluster: &'a str,
-        upstream: Option<std::net::SocketAddr>,
-    ) -> Facts<'a> {
-        Facts {
-            peer: self.connection.caught.peer,
-            local: self.connection.caught.destination,
-            method: &request.method,
-            path: request.path.as_str(),
-            authority: text(&request.authority),
-            version: request.version,
-            route: &self.route.name,
-            cluster,
-            upstream,
-        }
     }
 
     /// Whether [`Self::finish`] will look at the request.

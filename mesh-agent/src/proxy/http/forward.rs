@@ -3,21 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use tokio::time::Instant;
 
 use crate::balance::subset::{Metadata, Value};
+use crate::config::model::access_log::Piece;
 use crate::config::model::cluster::LbPolicy;
 use crate::config::model::response_flag::ResponseFlag;
-use crate::config::model::route::{ClusterSpecifier, Forward, WeightedCluster};
+use crate::config::model::route::{
+    ClusterSpecifier, Forward, RandomValue, WeightedCluster, WeightedClusters,
+};
 use crate::proxy::lb;
 use crate::proxy::stats::count;
 use crate::snapshot::ClusterView;
 
-use super::attempts::{Attempts, none_healthy};
+use super::attempts::{Attempts, Ran, none_healthy};
 use super::body::{ProxyBody, RequestBody, Streamed, UpstreamStream};
 use super::exchange::{Exchange, announces_empty_body};
 use super::hash::{self, Hashed};
+use super::internal_redirect::Again;
 use super::limits::StreamLimits;
 use super::message::{Pinned, Reply, Request, Why, text};
 use super::reply::{local, with_body};
@@ -41,17 +45,9 @@ impl Exchange<'_> {
             let reply = local(forward.cluster_not_found_status, "")
                 .because("cluster_not_found")
                 .flagged(ResponseFlag::NoClusterFound);
-            return self.finish(reply, &request, weighted, "", None);
+            return self.finish(reply, &request, weighted);
         };
         self.record.cluster(cluster);
-        let name = &cluster.config.name;
-        let asked = self
-            .response_needs_request(weighted)
-            .then(|| request.clone());
-        let finish = |reply, upstream| match &asked {
-            Some(asked) => self.finish(reply, asked, weighted, name, upstream),
-            None => reply,
-        };
         if let Some(idle) = forward.idle_timeout {
             self.limits.set_idle(idle);
         }
@@ -77,22 +73,25 @@ impl Exchange<'_> {
             let reply = local(*status, "no healthy upstream")
                 .because("no_healthy_upstream")
                 .flagged(ResponseFlag::NoHealthyUpstream);
-            return finish(reply, None);
+            return self.finish(reply, &request, weighted);
         }
         let used = pinned.map(|pinned| pinned.used.clone());
         let Some(target) = own.or_else(|| lb::pick(cluster, &wanted)) else {
             count(&cluster.state.stats.upstream_cx_none_healthy);
             self.record.asks();
-            return finish(none_healthy(), None);
+            return self.finish(none_healthy(), &request, weighted);
         };
         let upgrade = upgrade::wanted(&request).cloned();
         headers::strip_hop_by_hop(&mut request.headers);
-        self.mutate_request(&mut request, weighted, name);
-        let new_path = rewrite::path(request.path.as_str(), &self.route.matcher.path, forward);
-        let new_host = rewrite::host(forward, weighted, &target, &request);
+        self.mutate_request(&mut request, weighted);
+        let path_of = |pieces: &[Piece]| self.text_of(pieces, &request, true);
+        let host_of = |pieces: &[Piece]| self.text_of(pieces, &request, false);
+        let (path, matcher) = (request.path.as_str(), &self.route.matcher.path);
+        let new_path = rewrite::path(path, matcher, forward, path_of);
+        let new_host = rewrite::host(forward, weighted, &target, &request, host_of);
         if rewrite::apply(&mut request, new_host, new_path, forward).is_err() {
             let reply = local(StatusCode::BAD_REQUEST, "");
-            return finish(reply, Some(target.address()));
+            return self.finish(reply, &request, weighted);
         }
         let timeouts = Timeouts {
             request: timeouts.request.filter(|_| upgrade.is_none()),
@@ -100,6 +99,14 @@ impl Exchange<'_> {
         };
         self.announce(&mut request, forward, &timeouts, upgrade.as_ref(), &body);
         self.record.keep(&request);
+        // What is added to responses speaks of the request as the upstream got it.
+        let asked = self
+            .response_needs_request(weighted)
+            .then(|| request.clone());
+        let finish = |reply| match &asked {
+            Some(asked) => self.finish(reply, asked, weighted),
+            None => reply,
+        };
         let body = if forward.mirrors.is_empty() || upgrade.is_some() {
             body
         } else {
@@ -116,13 +123,22 @@ impl Exchange<'_> {
             started,
             hash: hashed.hash,
             subset,
+            upgrade,
         };
-        let first = target.address();
         let running = attempts.run(target, request, body);
-        let (mut reply, from) = match self.limits.hold(running).await {
-            Ok(reply) => reply,
-            Err(cut) => return finish(self.limits.reply(cut), Some(first)),
+        let Ran {
+            mut reply,
+            from,
+            sent,
+        } = match self.limits.hold(running).await {
+            Ok(ran) => ran,
+            Err(cut) => return finish(self.limits.reply(cut)),
         };
+        if let Some(again) = sent.and_then(|sent| self.again(forward, cluster, &reply, sent)) {
+            reply.again = Some(again);
+            reply.body = ProxyBody::Own(None);
+            return reply.because("internal_redirect");
+        }
         if let (Some(used), Some(from)) = (used, &from) {
             used.set(Some(from.address()));
         }
@@ -131,7 +147,7 @@ impl Exchange<'_> {
                 reply.headers.append(header::SET_COOKIE, cookie);
             }
         }
-        finish(reply, from.map(|target| target.address()))
+        finish(reply)
     }
 
     /// The name of the cluster that takes the request.
@@ -143,13 +159,67 @@ impl Exchange<'_> {
         match &forward.cluster {
             ClusterSpecifier::Cluster(name) => (name, None),
             ClusterSpecifier::Weighted(weighted) => {
-                let picked = weighted.pick(self.random);
-                (&picked.name, Some(picked))
+                let picked = weighted.pick(self.drawn_by(forward, weighted, request));
+                let name = match &picked.header {
+                    Some(header) => request.headers.get(header).map_or("", text),
+                    None => &picked.name,
+                };
+                (name, Some(picked))
             }
             ClusterSpecifier::Header(header) => {
                 (request.headers.get(header).map_or("", text), None)
             }
         }
+    }
+
+    /// The number by which one of several clusters is drawn.
+    fn drawn_by(&self, forward: &Forward, weighted: &WeightedClusters, request: &Request) -> u64 {
+        let said = match &weighted.random {
+            RandomValue::Own => None,
+            RandomValue::Header(name) => request
+                .headers
+                .get(name)
+                .and_then(|value| text(value).trim().parse().ok()),
+            RandomValue::Hash => hash::of(&forward.hash, request, self.ends()).hash,
+        };
+        said.unwrap_or(self.random)
+    }
+
+    fn ends(&self) -> hash::Ends {
+        let caught = &self.connection.caught;
+        hash::Ends {
+            peer: caught.peer,
+            local: caught.destination,
+            remote: self.remote,
+        }
+    }
+
+    /// What is served instead of a redirect, if the route follows it.
+    fn again(
+        &self,
+        forward: &Forward,
+        cluster: &ClusterView,
+        reply: &Reply,
+        sent: Box<Again>,
+    ) -> Option<Box<Again>> {
+        let policy = forward.internal_redirect.as_ref()?;
+        let stats = &cluster.state.stats;
+        let Again { request, body } = *sent;
+        let Some(next) = self.follow(policy, reply.status, &reply.headers, &request) else {
+            count(&stats.upstream_internal_redirect_failed_total);
+            return None;
+        };
+        count(&stats.upstream_internal_redirect_succeeded_total);
+        // Who is to look with GET brings nothing.
+        let body = if next.method == request.method {
+            body
+        } else {
+            RequestBody::of_pieces([])
+        };
+        Some(Box::new(Again {
+            request: next,
+            body,
+        }))
     }
 
     /// The request's hash, if its cluster chooses by one.
@@ -161,13 +231,7 @@ impl Exchange<'_> {
         if !by_hash {
             return Hashed::default();
         }
-        let caught = &self.connection.caught;
-        let ends = hash::Ends {
-            peer: caught.peer,
-            local: caught.destination,
-            remote: self.remote,
-        };
-        hash::of(&forward.hash, request, ends)
+        hash::of(&forward.hash, request, self.ends())
     }
 
     /// Headers that tell the upstream of this hop.
@@ -179,7 +243,7 @@ impl Exchange<'_> {
         upgrade: Option<&HeaderValue>,
         body: &RequestBody,
     ) {
-        if let Some(protocol) = upgrade {
+        if let Some(protocol) = upgrade.filter(|_| request.method != Method::CONNECT) {
             let upgrade = HeaderValue::from_static("upgrade");
             request.headers.insert(header::CONNECTION, upgrade);
             request.headers.insert(header::UPGRADE, protocol.clone());
@@ -240,34 +304,50 @@ fn of_json(value: &serde_json::Value) -> Option<Value> {
     })
 }
 
-/// A response as the client gets it.
+/// A response as the client gets it. `complete`: the whole request was read.
 pub(super) fn answered(
     answer: Answer,
     started: Instant,
     deadlines: Deadlines,
     limits: &StreamLimits,
     serving: &Serving,
+    complete: bool,
 ) -> Reply {
     let Answer {
         status,
         mut headers,
         body,
     } = answer;
-    if status == StatusCode::SWITCHING_PROTOCOLS
-        && let UpstreamStream::Http1(body) = body
-    {
+    let (tunnel, body) = match body {
+        UpstreamStream::Http1(body) if body.is_tunnel() => {
+            (body.into_tunnel(limits.idle()).map(Box::new), None)
+        }
+        UpstreamStream::Tunnel(mut tunnel) => {
+            tunnel.idle = limits.idle();
+            (Some(tunnel), None)
+        }
+        body => (None, Some(body)),
+    };
+    let Some(body) = body else {
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            headers::strip_hop_by_hop(&mut headers);
+        }
         return Reply {
             status,
             headers,
             body: ProxyBody::Own(None),
             grpc_status: None,
-            tunnel: body.into_tunnel(limits.idle()).map(Box::new),
+            tunnel,
             why: via_upstream(),
+            again: None,
         };
-    }
+    };
     headers::strip_hop_by_hop(&mut headers);
-    let milliseconds = started.elapsed().as_millis() as u64;
-    headers.insert(headers::SERVICE_TIME, HeaderValue::from(milliseconds));
+    // Who answers before the request has ended took no time that could be told.
+    if complete {
+        let milliseconds = started.elapsed().as_millis() as u64;
+        headers.insert(headers::SERVICE_TIME, HeaderValue::from(milliseconds));
+    }
     Reply {
         status,
         headers,
@@ -280,6 +360,7 @@ pub(super) fn answered(
         grpc_status: None,
         tunnel: None,
         why: via_upstream(),
+        again: None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::{HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use smallvec::SmallVec;
 use xxhash_rust::xxh64::xxh64;
 
@@ -78,21 +78,25 @@ fn query<'r>(request: &'r Request, name: &str) -> Option<&'r str> {
     })
 }
 
+/// The value of the first cookie of a name.
+pub(super) fn cookie_named<'h>(headers: &'h HeaderMap, wanted: &str) -> Option<&'h str> {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .flat_map(|value| text(value).split(';'))
+        .find_map(|pair| {
+            let (name, value) = pair.split_once('=')?;
+            (name.trim() == wanted).then(|| value.trim().trim_matches('"'))
+        })
+}
+
 fn cookie(
     cookie: &CookieHash,
     request: &Request,
     ends: Ends,
     given: &mut SmallVec<[HeaderValue; 1]>,
 ) -> Option<u64> {
-    let there = request
-        .headers
-        .get_all(header::COOKIE)
-        .iter()
-        .flat_map(|value| text(value).split(';'))
-        .find_map(|pair| {
-            let (name, value) = pair.split_once('=')?;
-            (name.trim() == &*cookie.name).then(|| value.trim().trim_matches('"'))
-        });
+    let there = cookie_named(&request.headers, &cookie.name);
     if let Some(value) = there.filter(|value| !value.is_empty()) {
         return Some(xxh64(value.as_bytes(), 0));
     }

@@ -1,23 +1,24 @@
 //! Headers on their way through: hop-by-hop ones, Envoy's own, and configured mutations.
 
-use std::fmt::Write as _;
-use std::net::SocketAddr;
-
-use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use super::h1::has_token;
-use crate::config::model::headers::{AppendAction, FormatPart, HeaderMutations, HeaderTemplate};
+use crate::config::model::access_log::Piece;
+use crate::config::model::headers::{AppendAction, HeaderMutations, HeaderTemplate};
 
 /// `x-request-id`
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// `x-envoy-external-address`
+pub(super) const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 /// `x-envoy-internal`
 pub(super) const INTERNAL_REQUEST: HeaderName = HeaderName::from_static("x-envoy-internal");
 /// `x-forwarded-proto`
 pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// `x-forwarded-for`
 pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// `x-forwarded-port`
+pub(super) const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 /// `x-forwarded-host`
 pub(super) const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// `x-envoy-expected-rq-timeout-ms`
@@ -27,6 +28,8 @@ pub(super) const EXPECTED_TIMEOUT: HeaderName =
 pub(super) const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 /// `x-envoy-original-path`
 pub(super) const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+/// `x-envoy-original-url`
+pub(super) const ORIGINAL_URL: HeaderName = HeaderName::from_static("x-envoy-original-url");
 /// `x-envoy-upstream-service-time`
 pub(super) const SERVICE_TIME: HeaderName =
     HeaderName::from_static("x-envoy-upstream-service-time");
@@ -89,6 +92,19 @@ const INTERNAL: [&str; 13] = [
     "x-envoy-upstream-rq-timeout-ms",
 ];
 
+/// Removes what nobody outside may say at the edge of the mesh.
+pub(super) fn strip_at_the_edge(headers: &mut HeaderMap) {
+    for name in [
+        "x-envoy-decorator-operation",
+        "x-envoy-downstream-service-cluster",
+        "x-envoy-downstream-service-node",
+        "x-envoy-original-path",
+        "x-envoy-original-host",
+    ] {
+        headers.remove(name);
+    }
+}
+
 /// Removes what a client must not say.
 pub(super) fn strip_internal(headers: &mut HeaderMap) {
     if headers
@@ -101,64 +117,22 @@ pub(super) fn strip_internal(headers: &mut HeaderMap) {
     }
 }
 
-/// What format strings may refer to beside headers.
-pub(super) struct Facts<'a> {
-    pub(super) peer: SocketAddr,
-    pub(super) local: SocketAddr,
-    pub(super) method: &'a http::Method,
-    pub(super) path: &'a str,
-    pub(super) authority: &'a str,
-    pub(super) version: Version,
-    pub(super) route: &'a str,
-    pub(super) cluster: &'a str,
-    pub(super) upstream: Option<SocketAddr>,
-}
-
-/// Whose headers are changed.
-#[derive(Clone, Copy)]
-pub(super) enum Side<'a> {
-    Request,
-    Response {
-        request: &'a HeaderMap,
-        status: http::StatusCode,
-    },
-}
-
-/// What a format string reads.
-struct Scope<'a> {
-    facts: &'a Facts<'a>,
-    request: &'a HeaderMap,
-    response: Option<(&'a HeaderMap, http::StatusCode)>,
-}
-
 /// Applies one level of mutations: removals first, then all values are computed from what is
 /// left, then they are put in, overwriting ones first (Envoy: `HeaderParser::evaluateHeaders`).
+/// `value` evaluates a template while the headers are as it sees them.
 pub(super) fn mutate(
     headers: &mut HeaderMap,
     mutations: &HeaderMutations,
-    facts: &Facts<'_>,
-    side: Side<'_>,
+    value: impl Fn(&HeaderMap, &[Piece]) -> Vec<u8>,
 ) {
     for name in &mutations.remove {
         headers.remove(name);
     }
     let mut values: SmallVec<[(&HeaderName, HeaderValue, bool); 4]> = SmallVec::new();
-    let scope = match side {
-        Side::Request => Scope {
-            facts,
-            request: headers,
-            response: None,
-        },
-        Side::Response { request, status } => Scope {
-            facts,
-            request,
-            response: Some((headers, status)),
-        },
-    };
     for addition in &mutations.add {
         let value = match &addition.value {
             HeaderTemplate::Literal(value) => value.clone(),
-            HeaderTemplate::Format(parts) => match HeaderValue::try_from(format(parts, &scope)) {
+            HeaderTemplate::Format(pieces) => match HeaderValue::try_from(value(headers, pieces)) {
                 Ok(value) => value,
                 Err(_) => continue,
             },
@@ -184,92 +158,6 @@ pub(super) fn mutate(
             headers.append(name, value);
         }
     }
-}
-
-fn format(parts: &[FormatPart], scope: &Scope<'_>) -> String {
-    let mut text = String::new();
-    for part in parts {
-        match part {
-            FormatPart::Text(literal) => text.push_str(literal),
-            FormatPart::Operator {
-                name,
-                argument,
-                max_length,
-            } => {
-                let start = text.len();
-                operator(
-                    name,
-                    argument.as_deref().unwrap_or_default(),
-                    scope,
-                    &mut text,
-                );
-                if let Some(max) = max_length {
-                    let mut end = text.len().min(start + max);
-                    while !text.is_char_boundary(end) {
-                        end -= 1;
-                    }
-                    text.truncate(end);
-                }
-            }
-        }
-    }
-    text
-}
-
-/// Writes an operator's value. Writing to a string cannot fail.
-fn operator(name: &str, argument: &str, scope: &Scope<'_>, out: &mut String) {
-    let facts = scope.facts;
-    let _ = match name {
-        "DOWNSTREAM_REMOTE_ADDRESS" => write!(out, "{}", facts.peer),
-        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => write!(out, "{}", facts.peer.ip()),
-        "DOWNSTREAM_REMOTE_PORT" => write!(out, "{}", facts.peer.port()),
-        "DOWNSTREAM_LOCAL_ADDRESS" => write!(out, "{}", facts.local),
-        "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => write!(out, "{}", facts.local.ip()),
-        "DOWNSTREAM_LOCAL_PORT" => write!(out, "{}", facts.local.port()),
-        "PROTOCOL" => out.write_str(match facts.version {
-            Version::HTTP_10 => "HTTP/1.0",
-            Version::HTTP_2 => "HTTP/2",
-            _ => "HTTP/1.1",
-        }),
-        "REQ" => {
-            let mut names = argument.split('?');
-            let value = names.find_map(|name| match name.to_ascii_lowercase().as_str() {
-                ":method" => Some(facts.method.as_str()),
-                ":path" => Some(facts.path),
-                ":authority" => Some(facts.authority),
-                name => scope
-                    .request
-                    .get(name)
-                    .and_then(|value| value.to_str().ok()),
-            });
-            out.write_str(value.unwrap_or_default())
-        }
-        "RESP" => {
-            let value = scope
-                .response
-                .and_then(|(headers, _)| headers.get(argument));
-            out.write_str(
-                value
-                    .and_then(|value| value.to_str().ok())
-                    .unwrap_or_default(),
-            )
-        }
-        "RESPONSE_CODE" => match scope.response {
-            Some((_, status)) => write!(out, "{}", status.as_u16()),
-            None => Ok(()),
-        },
-        "ROUTE_NAME" => out.write_str(facts.route),
-        "UPSTREAM_CLUSTER" => out.write_str(facts.cluster),
-        "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS" => match facts.upstream {
-            Some(address) => write!(out, "{address}"),
-            None => Ok(()),
-        },
-        "HOSTNAME" => {
-            let name = nix::unistd::gethostname().unwrap_or_default();
-            out.write_str(&name.to_string_lossy())
-        }
-        _ => Ok(()),
-    };
 }
 
 /// A random UUID (version 4).

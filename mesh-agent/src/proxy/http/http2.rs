@@ -42,8 +42,7 @@ pub(super) async fn serve(
         .max_concurrent_streams(hcm.max_concurrent_streams)
         .max_header_list_size(hcm.max_request_headers_kib << 10)
         .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
-        .enable_connect_protocol();
+        .initial_connection_window_size(4 << 20);
     let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
     let result = tokio::select! {
         result = serving.as_mut() => result,
@@ -208,5 +207,7 @@ fn request_of(parts: request::Parts) -> Result<Request, Refusal> {
         headers,
         metadata: Metadata::default(),
         pinned: None,
+        redirects: None,
+        early: None,
     })
 }

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use http::{Method, Version, header};
+use http::{HeaderMap, Method, StatusCode, Version, header};
 
 use crate::config::model::listener::{Codec, Terminal};
 use crate::proxy::local::{Arrival, Arrived, Speaks, Way};
@@ -104,6 +104,15 @@ impl Sender<'_> {
         } else {
             request.headers.clone()
         };
+        let mut headers = headers;
+        let early = request.early.clone();
+        let patient = connection.first().proxy_100_continue;
+        if !patient
+            && headers.remove(header::EXPECT).is_some()
+            && let Some(early) = &early
+        {
+            early.put(StatusCode::CONTINUE, HeaderMap::new());
+        }
         let request = Request {
             method: request.method.clone(),
             path: request.path.clone(),
@@ -117,6 +126,8 @@ impl Sender<'_> {
             headers,
             metadata: Metadata::default(),
             pinned: None,
+            redirects: None,
+            early: early.filter(|_| patient),
         };
         count(&connection.context.shared.stats.short_circuits);
         let (reply, ending) = Box::pin(exchange::handle(connection, request, body)).await;

@@ -11,9 +11,12 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 
 use crate::config::model::response_flag::{ResponseFlag, ResponseFlags};
+use crate::telemetry::access_log::{Fields, Head};
 
 use super::body::ProxyBody;
+use super::early::Early;
 use super::h1::client::Tunnel;
+use super::internal_redirect::{Again, Redirects};
 
 /// A request without its body. The authority is no header here: `host` is not in `headers`.
 #[derive(Debug, Clone)]
@@ -29,6 +32,23 @@ pub(super) struct Request {
     pub(super) metadata: Metadata,
     /// The endpoint it belongs to.
     pub(super) pinned: Option<Pinned>,
+    /// How it came here, if no client sent it.
+    pub(super) redirects: Option<Box<Redirects>>,
+    /// Where responses go that come before the response.
+    pub(super) early: Option<Rc<Early>>,
+}
+
+impl Request {
+    /// The head as formats read it, with headers that may have been taken out.
+    pub(super) fn head<'r>(&'r self, headers: &'r HeaderMap) -> Head<'r> {
+        Head {
+            method: &self.method,
+            path: self.path.as_str().as_bytes(),
+            authority: self.authority.as_bytes(),
+            scheme: self.scheme,
+            headers: Fields::All(headers),
+        }
+    }
 }
 
 /// An endpoint that a request belongs to.
@@ -57,6 +77,8 @@ pub(super) struct Reply {
     pub(super) tunnel: Option<Box<Tunnel>>,
     /// Why it is what it is.
     pub(super) why: Why,
+    /// The request that is served in its stead.
+    pub(super) again: Option<Box<Again>>,
 }
 
 impl Reply {

@@ -8,15 +8,16 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
 use crate::config::model::listener::{HttpConnectionManager, RouteSource, Terminal};
 use crate::config::model::route::{Route, RouteAction, RouteConfiguration};
+use crate::proxy::tls::Peer;
 use crate::snapshot::View;
 
-use super::headers::{self, Facts, Side};
-use super::message::{Metadata, Path, Request, text};
+use super::headers;
+use super::message::{Metadata, Path, Request};
 use super::router;
 
 /// A route table, as requests are matched against it.
 #[derive(Debug)]
-pub struct Routes(Arc<RouteConfiguration>);
+pub struct Routes(Arc<RouteConfiguration>, Peer);
 
 /// A request as it was parsed.
 #[derive(Debug, Clone)]
@@ -38,6 +39,8 @@ impl Asked {
             headers: headers.collect::<Option<HeaderMap>>()?,
             metadata: Metadata::default(),
             pinned: None,
+            redirects: None,
+            early: None,
         }))
     }
 }
@@ -60,8 +63,12 @@ impl Routes {
     pub fn of(view: &View, destination: SocketAddr) -> Option<Self> {
         let hcm = hcm(view, destination)?;
         match &hcm.routes {
-            RouteSource::Inline(routes) => Some(Self(routes.clone())),
-            RouteSource::Rds(name) => view.routes.get(name).cloned().map(Self),
+            RouteSource::Inline(routes) => Some(Self(routes.clone(), Peer::default())),
+            RouteSource::Rds(name) => view
+                .routes
+                .get(name)
+                .cloned()
+                .map(|routes| Self(routes, Peer::default())),
         }
     }
 
@@ -87,19 +94,8 @@ impl Routes {
             return;
         };
         let mut headers = std::mem::take(&mut asked.0.headers);
-        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let facts = Facts {
-            peer: nowhere,
-            local: nowhere,
-            method: &asked.0.method,
-            path: asked.0.path.as_str(),
-            authority: text(&asked.0.authority),
-            version: asked.0.version,
-            route: &route.name,
-            cluster: "",
-            upstream: None,
-        };
-        headers::mutate(&mut headers, &route.request_headers, &facts, Side::Request);
+        // What is measured is how literal headers are put in.
+        headers::mutate(&mut headers, &route.request_headers, |_, _| Vec::new());
         asked.0.headers = headers;
     }
 
@@ -107,6 +103,7 @@ impl Routes {
         let request = router::View {
             request: &asked.0,
             random: 0,
+            peer: &self.1,
         };
         router::route(&self.0, &request).map(|(_, route)| &**route)
     }

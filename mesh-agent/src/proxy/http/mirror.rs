@@ -257,6 +257,7 @@ impl Shadow {
             connection: &self.connection,
             alpn: self.alpn.as_deref(),
             record: None,
+            connect_ends: false,
         };
         let sending = sender.send(&serving, &mut self.request, body, true);
         let mut sending = std::pin::pin!(limits.hold(sending));
@@ -271,7 +272,7 @@ impl Shadow {
             return serving.failed();
         };
         serving.responded(answer.status);
-        let mut reply = answered(answer, started, deadlines, &limits, &serving);
+        let mut reply = answered(answer, started, deadlines, &limits, &serving, true);
         // Read to its end, so that its connection can be used again.
         while let ProxyBody::Upstream(_) = &reply.body
             && let Some(Ok(_)) =

@@ -10,14 +10,16 @@ use std::time::{Duration, Instant, SystemTime};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 
 use crate::config::model::Name;
-use crate::config::model::access_log::AccessLogs;
+use crate::config::model::access_log::{AccessLogs, Piece};
 use crate::config::model::response_flag::{ResponseFlag, ResponseFlags};
 use crate::identity::SpiffeId;
 use crate::proxy::ListenerKind;
 use crate::proxy::lb::Target;
 use crate::proxy::record::transport_failure;
 use crate::snapshot::ClusterView;
-use crate::telemetry::access_log::{Addresses, Entry, Kept, Kind, RequestHead, Spans, keep};
+use crate::telemetry::access_log::{
+    self, Addresses, Entry, Fields, Head, Kept, Kind, RequestHead, Spans, keep,
+};
 use crate::telemetry::peer::Peer;
 use crate::telemetry::requests::{Finished, Reporter};
 
@@ -64,6 +66,39 @@ struct Heads {
     response: Kept,
     trailers: Kept,
     metadata: Metadata,
+}
+
+/// Heads of messages that are on their way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Live<'a> {
+    pub(super) request: Head<'a>,
+    pub(super) metadata: &'a Metadata,
+    /// What the client will get; `None`: that is not known yet.
+    pub(super) response: Option<Answering<'a>>,
+}
+
+/// A response before it is sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Answering<'a> {
+    pub(super) status: StatusCode,
+    pub(super) headers: &'a HeaderMap,
+    pub(super) why: &'a Why,
+}
+
+/// What an entry is made of beside the facts.
+struct Told<'a> {
+    request: Option<Head<'a>>,
+    response: Fields<'a>,
+    trailers: Fields<'a>,
+    metadata: &'a Metadata,
+    status: Option<StatusCode>,
+    flags: ResponseFlags,
+    details: &'a str,
+    local_reply: &'a [u8],
+    /// Whether the response was sent to its end.
+    whole: bool,
+    /// Whether somebody asks who is at the other end.
+    peers: bool,
 }
 
 /// What is found out on the way.
@@ -132,7 +167,7 @@ impl Record {
 
     /// Keeps what access logs look at of the request as it is now: they tell it as it was last.
     pub(super) fn keep(&self, request: &Request) {
-        if self.logs.is_empty() {
+        if !self.logs.keeps() {
             return;
         }
         let kept = &mut *self.kept.borrow_mut();
@@ -330,10 +365,79 @@ impl Record {
         })
     }
 
+    /// A text, computed from what is known by now. `omit_empty`: what has no value is left out
+    /// instead of written as `-`.
+    pub(super) fn value(&self, pieces: &[Piece], live: &Live<'_>, omit_empty: bool) -> Vec<u8> {
+        let facts = &*self.facts.borrow();
+        let answering = live.response;
+        let told = Told {
+            request: Some(live.request),
+            response: answering.map_or(Fields::NONE, |reply| Fields::All(reply.headers)),
+            trailers: Fields::NONE,
+            metadata: live.metadata,
+            status: answering.map(|reply| reply.status),
+            flags: answering.map_or_else(ResponseFlags::default, |reply| reply.why.flags),
+            details: answering.map_or("", |reply| &reply.why.details),
+            local_reply: &[],
+            whole: false,
+            peers: true,
+        };
+        let mut value = Vec::with_capacity(64);
+        self.with_entry(facts, &told, |entry| {
+            access_log::text(pieces, entry, omit_empty, &mut value);
+        });
+        value
+    }
+
+    /// What is made of an answer of our own, told as its entry would be.
+    pub(super) fn of_reply<R>(
+        &self,
+        answering: Answering<'_>,
+        body: &[u8],
+        use_it: impl FnOnce(&Entry<'_>) -> R,
+    ) -> R {
+        let kept = &*self.kept.borrow();
+        let told = Told {
+            request: kept.request.as_ref().map(RequestHead::head),
+            response: Fields::All(answering.headers),
+            trailers: Fields::NONE,
+            metadata: &kept.metadata,
+            status: Some(answering.status),
+            flags: answering.why.flags,
+            details: &answering.why.details,
+            local_reply: body,
+            whole: false,
+            peers: self.logs.wanted.peers,
+        };
+        self.with_entry(&self.facts.borrow(), &told, use_it)
+    }
+
     fn log(&self, facts: &Facts, whole: bool) {
+        let kept = &*self.kept.borrow();
+        let told = Told {
+            request: kept.request.as_ref().map(RequestHead::head),
+            response: Fields::Kept(&kept.response),
+            trailers: Fields::Kept(&kept.trailers),
+            metadata: &kept.metadata,
+            status: facts.status,
+            flags: ResponseFlags::default(),
+            details: &facts.details,
+            local_reply: &[],
+            whole,
+            peers: self.logs.wanted.peers,
+        };
+        let log = &self.connection.context.shared.access_log;
+        self.with_entry(facts, &told, |entry| log.log(&self.logs, entry));
+    }
+
+    fn with_entry<R>(
+        &self,
+        facts: &Facts,
+        told: &Told<'_>,
+        use_it: impl FnOnce(&Entry<'_>) -> R,
+    ) -> R {
         let connection = &*self.connection;
         let (caught, place) = (&connection.caught, &connection.place);
-        let kept = &*self.kept.borrow();
         let since = |moment: Instant| moment.saturating_duration_since(self.started);
         let remote = match facts.remote {
             // A proxy before does not say from which port.
@@ -342,7 +446,7 @@ impl Record {
         };
         let upstream = facts.upstream.as_ref().map(Target::address);
         let peer = |ip: Option<IpAddr>| {
-            let known = ip.filter(|_| self.logs.wanted.peers)?;
+            let known = ip.filter(|_| told.peers)?;
             connection.context.requests.peer(known)
         };
         let mut client = peer(Some(caught.peer.ip()));
@@ -351,8 +455,8 @@ impl Record {
             client.principal = names.first().cloned();
         }
         let server = peer(upstream.map(|address| address.ip())).or_else(|| {
-            let told = facts.upstream.as_ref().filter(|_| self.logs.wanted.peers)?;
-            told.workload().map(Peer::of_endpoint)
+            let target = facts.upstream.as_ref().filter(|_| told.peers)?;
+            target.workload().map(Peer::of_endpoint)
         });
         let entry = Entry {
             kind: Kind::Request,
@@ -364,7 +468,7 @@ impl Record {
                     None => self.progress.ended().then_some(Duration::ZERO),
                 },
                 response: facts.answered.map(since),
-                complete: whole,
+                complete: told.whole,
             },
             bytes_received: self.progress.bytes(),
             bytes_sent: self.sent.get(),
@@ -373,10 +477,14 @@ impl Record {
                 Version::HTTP_2 => "HTTP/2",
                 _ => "HTTP/1.1",
             }),
-            status: facts.status.map(|status| status.as_u16()),
-            details: &facts.details,
+            status: told.status.map(|status| status.as_u16()),
+            details: told.details,
             termination: "",
-            flags: facts.flags,
+            flags: {
+                let mut flags = facts.flags;
+                flags.add(told.flags);
+                flags
+            },
             attempts: facts.attempts,
             route: facts.route.as_deref().unwrap_or_default(),
             chain: &place.chain,
@@ -392,18 +500,19 @@ impl Record {
                 upstream,
                 upstream_local: facts.upstream_local,
             },
-            request: kept.request.as_ref(),
-            response: &kept.response,
-            trailers: &kept.trailers,
+            request: told.request,
+            response: told.response,
+            trailers: told.trailers,
+            local_reply: told.local_reply,
             grpc_status: self.grpc_status_of(facts),
-            metadata: &kept.metadata,
+            metadata: told.metadata,
             server_name: place.peer.server_name.as_deref(),
             certificate: place.peer.certificate.as_deref(),
             local_identity: place.peer.local.as_ref().map(SpiffeId::as_str),
             connection_id: caught.id,
             peers: [client.as_ref(), server.as_ref()],
         };
-        connection.context.shared.access_log.log(&self.logs, &entry);
+        use_it(&entry)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use http::{HeaderValue, StatusCode, header};
 
+use crate::config::model::access_log::Piece;
 use crate::config::model::route::{PathMatcher, Redirect, RedirectPath, without_port};
 
 use super::message::{Path, Reply, Request, text};
@@ -9,9 +10,14 @@ use super::reply::local;
 use super::rewrite;
 
 /// The answer that sends the client elsewhere.
-pub(super) fn reply(redirect: &Redirect, matcher: &PathMatcher, request: &Request) -> Reply {
+pub(super) fn reply(
+    redirect: &Redirect,
+    matcher: &PathMatcher,
+    request: &Request,
+    text_of: impl Fn(&[Piece]) -> Vec<u8>,
+) -> Reply {
     let mut reply = local(redirect.status, "").because("direct_response");
-    if let Ok(location) = HeaderValue::try_from(location(redirect, matcher, request)) {
+    if let Ok(location) = HeaderValue::try_from(location(redirect, matcher, request, text_of)) {
         reply.headers.insert(header::LOCATION, location);
     }
     reply
@@ -35,7 +41,27 @@ pub(super) fn to_path(path: &Path) -> Reply {
     reply
 }
 
-fn location(redirect: &Redirect, matcher: &PathMatcher, request: &Request) -> String {
+/// The answer to a plain request where encrypted ones are wanted
+/// (Envoy: `Utility::createSslRedirectPath`).
+pub(super) fn to_https(request: &Request) -> Reply {
+    let mut reply = local(StatusCode::MOVED_PERMANENTLY, "").because("direct_response");
+    let uri = format!(
+        "https://{}{}",
+        text(&request.authority),
+        request.path.as_str()
+    );
+    if let Ok(location) = HeaderValue::try_from(uri) {
+        reply.headers.insert(header::LOCATION, location);
+    }
+    reply
+}
+
+fn location(
+    redirect: &Redirect,
+    matcher: &PathMatcher,
+    request: &Request,
+    text_of: impl Fn(&[Piece]) -> Vec<u8>,
+) -> String {
     let authority = text(&request.authority);
     let (bare, query) = (request.path.path(), request.path.query());
     let new = match &redirect.path {
@@ -45,6 +71,10 @@ fn location(redirect: &Redirect, matcher: &PathMatcher, request: &Request) -> St
             rewrite::prefix(bare, matcher, prefix).unwrap_or_else(|| bare.into())
         }
         RedirectPath::Regex(regex) => rewrite::regex(bare, regex),
+        RedirectPath::Format(pieces) => match String::from_utf8(text_of(pieces)) {
+            Ok(new) if !new.is_empty() => new,
+            _ => bare.to_owned(),
+        },
     };
     let scheme = redirect.scheme.as_deref().unwrap_or(request.scheme);
     let host = match (&redirect.host, redirect.port) {

@@ -81,6 +81,7 @@ pub(super) fn with_body(status: StatusCode, body: Bytes) -> Reply {
         grpc_status: None,
         tunnel: None,
         why: Why::default(),
+        again: None,
     }
 }
 
@@ -98,7 +99,17 @@ pub(super) fn for_grpc(reply: &mut Reply) {
     let ProxyBody::Own(body) = &mut reply.body else {
         return;
     };
-    let message = body.take();
+    let mut message = body.take();
+    // A JSON object's line ends; a message does not.
+    if let Some(message) = &mut message
+        && message.last() == Some(&b'\n')
+        && reply
+            .headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|kind| kind == "application/json")
+    {
+        message.truncate(message.len() - 1);
+    }
     let status = std::mem::replace(&mut reply.status, StatusCode::OK);
     let headers = &mut reply.headers;
     headers.remove(header::CONTENT_LENGTH);

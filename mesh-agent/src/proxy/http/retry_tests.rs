@@ -28,6 +28,8 @@ fn request(headers: &[(&'static str, &'static str)]) -> Request {
             .collect(),
         metadata: Default::default(),
         pinned: None,
+        redirects: None,
+        early: None,
     }
 }
 

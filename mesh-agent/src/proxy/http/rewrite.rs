@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::HeaderValue;
 
+use crate::config::model::access_log::Piece;
 use crate::config::model::route::{
     Forward, HostRewrite, PathMatcher, RegexRewrite, WeightedCluster,
 };
@@ -12,7 +13,17 @@ use super::headers;
 use super::message::{Path, Request};
 
 /// The path a route sends the request to, when it rewrites it.
-pub(super) fn path(path: &str, matcher: &PathMatcher, forward: &Forward) -> Option<String> {
+pub(super) fn path(
+    path: &str,
+    matcher: &PathMatcher,
+    forward: &Forward,
+    text_of: impl Fn(&[Piece]) -> Vec<u8>,
+) -> Option<String> {
+    if let Some(pieces) = &forward.path_format {
+        let new = String::from_utf8(text_of(pieces)).ok()?;
+        let query = &path[path.find('?').unwrap_or(path.len())..];
+        return (!new.is_empty()).then(|| new + query);
+    }
     if let (Some(rewrite), PathMatcher::Template(matched)) = (&forward.template_rewrite, matcher) {
         let (bare, query) = path.split_at(path.find('?').unwrap_or(path.len()));
         return Some(rewrite.apply(matched, bare)? + query);
@@ -73,6 +84,7 @@ pub(super) fn host(
     weighted: Option<&WeightedCluster>,
     target: &Target,
     request: &Request,
+    text_of: impl Fn(&[Piece]) -> Vec<u8>,
 ) -> Option<HeaderValue> {
     let headers = &request.headers;
     let text = |host: &str| {
@@ -92,6 +104,12 @@ pub(super) fn host(
         },
         HostRewrite::Header(name) => headers.get(name).filter(|host| !host.is_empty()).cloned(),
         HostRewrite::PathRegex(rewrite) => text(&regex(request.path.path(), rewrite)),
+        HostRewrite::Format(pieces) => {
+            let host = text_of(pieces);
+            (!host.is_empty())
+                .then(|| HeaderValue::try_from(host).ok())
+                .flatten()
+        }
     }
 }
 

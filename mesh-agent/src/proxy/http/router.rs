@@ -1,20 +1,25 @@
 //! Which route takes a request.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderName, Method, StatusCode};
 
+use super::headers;
 use super::message::{Request, text};
 use super::reply::is_grpc;
 use crate::config::model::matcher::{HeaderKey, HeaderMatcher, QueryCondition, QueryMatcher};
 use crate::config::model::route::{
-    PathMatcher, Route, RouteConfiguration, RouteMatch, VirtualHost,
+    CookieMatcher, PathMatcher, RequireTls, Route, RouteAction, RouteConfiguration, RouteMatch,
+    VirtualHost,
 };
+use crate::proxy::tls::Peer;
 
 /// A request as the matchers see it.
 pub(super) struct View<'a> {
     pub(super) request: &'a Request,
     pub(super) random: u64,
+    /// Who is at the other end.
+    pub(super) peer: &'a Peer,
 }
 
 /// A route and its virtual host.
@@ -23,11 +28,36 @@ pub(super) type Matched<'a> = (&'a Arc<VirtualHost>, &'a Arc<Route>);
 /// The first matching route of the virtual host for the request's authority.
 pub(super) fn route<'a>(routes: &'a RouteConfiguration, request: &View<'_>) -> Option<Matched<'a>> {
     let host = routes.virtual_host(text(&request.request.authority))?;
+    if host.require_tls != RequireTls::None
+        && let Some(answer) = plaintext(host.require_tls, request.request)
+    {
+        return answer;
+    }
     let route = host
         .routes
         .iter()
         .find(|route| matches(&route.matcher, request))?;
     Some((host, route))
+}
+
+/// What becomes of a plain request to a host that wants encrypted ones; `None`: it is fine
+/// (Envoy: `VirtualHostImpl::getRouteFromEntries`).
+fn plaintext(wanted: RequireTls, request: &Request) -> Option<Option<Matched<'static>>> {
+    static TO_HTTPS: LazyLock<(Arc<VirtualHost>, Arc<Route>)> = LazyLock::new(|| {
+        (
+            Arc::new(VirtualHost::named("https")),
+            Arc::new(Route::plain(RouteAction::ToHttps)),
+        )
+    });
+    let said = |name: HeaderName| request.headers.get(name).map_or("", text);
+    let proto = said(headers::FORWARDED_PROTO);
+    if proto.is_empty() {
+        // Nobody knows how it came.
+        return Some(None);
+    }
+    let internal = || said(headers::INTERNAL_REQUEST) == "true";
+    let refused = proto != "https" && (wanted == RequireTls::All || !internal());
+    refused.then(|| Some((&TO_HTTPS.0, &TO_HTTPS.1)))
 }
 
 /// Whether everything holds.
@@ -37,11 +67,32 @@ pub(super) fn matches(matcher: &RouteMatch, request: &View<'_>) -> bool {
             .headers
             .iter()
             .all(|header| header_matches(header, request.request))
-        && (matcher.query.is_empty() || query_matches(&matcher.query, request))
+        && (matcher.query.is_empty() || query_matches(&matcher.query, request.request))
         && (!matcher.grpc || is_grpc(&request.request.headers))
+        && matcher
+            .cookies
+            .iter()
+            .all(|cookie| cookie_matches(cookie, request.request))
+        && matcher
+            .certificate
+            .is_none_or(|wanted| shows_certificate(request.peer) == Some(wanted))
+        && matcher
+            .metadata
+            .iter()
+            .all(|one| one.matches(request.request.metadata.get(&one.filter)))
         && matcher
             .fraction
             .is_none_or(|fraction| fraction.holds(request.random))
+}
+
+/// Whether the client showed a certificate; `None`: there is no TLS to show it in.
+fn shows_certificate(peer: &Peer) -> Option<bool> {
+    peer.encrypted.then_some(peer.certificate.is_some())
+}
+
+fn cookie_matches(matcher: &CookieMatcher, request: &Request) -> bool {
+    let value = super::hash::cookie_named(&request.headers, &matcher.name);
+    value.is_some_and(|value| matcher.value.matches(value)) != matcher.invert
 }
 
 fn path_matches(matcher: &RouteMatch, request: &View<'_>) -> bool {
@@ -106,8 +157,8 @@ pub(super) fn response_header_matches(
 }
 
 /// Whether all hold.
-pub(super) fn query_matches(matchers: &[QueryMatcher], request: &View<'_>) -> bool {
-    let query = request.request.path.query().unwrap_or_default();
+pub(super) fn query_matches(matchers: &[QueryMatcher], request: &Request) -> bool {
+    let query = request.path.query().unwrap_or_default();
     matchers.iter().all(|matcher| {
         let value = query.split('&').find_map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

@@ -28,6 +28,11 @@ impl Ending {
     pub(super) fn record(&self) -> &Rc<Record> {
         &self.record
     }
+
+    /// The response goes nowhere: the request is served anew.
+    pub(super) fn followed(&mut self) {
+        self.whole = true;
+    }
 }
 
 impl Drop for Ending {

@@ -1,6 +1,6 @@
 //! Requests that ask for another protocol on their connection (RFC 9110, 7.8).
 
-use http::{HeaderValue, header};
+use http::{HeaderValue, Method, header};
 
 use crate::config::model::listener::HttpConnectionManager;
 use crate::config::model::route::Forward;
@@ -8,9 +8,13 @@ use crate::config::model::route::Forward;
 use super::h1::has_token;
 use super::message::{Request, text};
 
-/// The protocol a request asks for. HTTP/2 is only spoken by prior knowledge or ALPN here, so
+/// The protocol a request asks for; CONNECT asks for none of them. HTTP/2 is only spoken by prior knowledge or ALPN here, so
 /// that wish is no more than a header.
 pub(super) fn wanted(request: &Request) -> Option<&HeaderValue> {
+    static CONNECT: HeaderValue = HeaderValue::from_static("connect");
+    if request.method == Method::CONNECT {
+        return Some(&CONNECT);
+    }
     let wanted = request.headers.get(header::UPGRADE)?;
     let asked = has_token(&request.headers, &header::CONNECTION, "upgrade");
     (asked && !text(wanted).eq_ignore_ascii_case("h2c")).then_some(wanted)

@@ -10,6 +10,7 @@ use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use crate::config::model::cluster::{Http2Options, RoutingPriority, UpstreamProtocol};
 use crate::config::model::listener::AlpnOverride;
 use crate::config::model::response_flag::ResponseFlag;
+use crate::config::model::route::Forward;
 use crate::config::model::tls::UpstreamTransport;
 use crate::proxy::lb::{InFlight, Target};
 use crate::proxy::stats::count;
@@ -21,7 +22,7 @@ use crate::snapshot::outlier;
 
 use super::body::{RequestBody, UpstreamStream};
 use super::exchange::Exchange;
-use super::h1::client::{Connection, Home, Unanswered, exchange};
+use super::h1::client::{Connection, Home, Tunnel, Unanswered, exchange};
 use super::lines::{self, Way};
 use super::message::Request;
 use super::pool::{Context, Key};
@@ -180,14 +181,17 @@ pub(super) struct Sender<'a> {
     pub(super) alpn: Option<&'a AlpnOverride>,
     /// What is written down of the request; `None`: it is nobody's.
     pub(super) record: Option<&'a Record>,
+    /// The upstream of a CONNECT request gets its bytes only.
+    pub(super) connect_ends: bool,
 }
 
 impl Exchange<'_> {
-    pub(super) fn sender(&self) -> Sender<'_> {
+    pub(super) fn sender(&self, forward: &Forward) -> Sender<'_> {
         Sender {
             connection: self.connection,
             alpn: self.hcm.alpn.as_deref(),
             record: Some(self.record),
+            connect_ends: forward.connect_ends,
         }
     }
 }
@@ -202,6 +206,9 @@ impl Sender<'_> {
         body: RequestBody,
         last: bool,
     ) -> Result<Answer, Failure> {
+        if self.connect_ends && request.method == Method::CONNECT {
+            return self.send_nothing(serving).await;
+        }
         let cluster = &serving.0.cluster;
         let http2 = match &cluster.config.protocol {
             UpstreamProtocol::Http2(options) => Some(options),
@@ -221,6 +228,26 @@ impl Sender<'_> {
             }
             None => self.send_http1(serving, request, body).await,
         }
+    }
+
+    /// A connection for the bytes of a client that asked for one
+    /// (Envoy: `TcpUpstream`).
+    async fn send_nothing(&self, serving: &Serving) -> Result<Answer, Failure> {
+        let key = self.key(serving);
+        let first = self
+            .connection
+            .context
+            .pool
+            .borrow_mut()
+            .queue(&key)
+            .is_first();
+        let (stream, open) = self.connect(serving, false, first).await?;
+        self.upstream_local(open.local());
+        Ok(Answer {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body: UpstreamStream::Tunnel(Box::new(Tunnel::new(stream, open))),
+        })
     }
 
     /// What is offered in a handshake instead of the cluster's protocols.
@@ -272,6 +299,7 @@ impl Sender<'_> {
                 worker: worker.clone(),
                 key: key.clone(),
                 max_requests: cluster.config.max_requests_per_connection,
+                trailers: cluster.config.http1_trailers,
             };
             match exchange(connection, home, request, body).await {
                 Ok(response) => {

@@ -51,12 +51,14 @@ pub(crate) struct Entry<'a> {
     pub transport_failure: Option<&'a str>,
     /// Who speaks to whom.
     pub addresses: Addresses,
-    /// The request's head as far as it was kept.
-    pub request: Option<&'a RequestHead>,
-    /// The response's headers that were kept.
-    pub response: &'a [(HeaderName, HeaderValue)],
-    /// The response's trailers that were kept.
-    pub trailers: &'a [(HeaderName, HeaderValue)],
+    /// The request's head.
+    pub request: Option<Head<'a>>,
+    /// The response's headers.
+    pub response: Fields<'a>,
+    /// The response's trailers.
+    pub trailers: Fields<'a>,
+    /// The body of an answer of our own, before it is put into its format.
+    pub local_reply: &'a [u8],
     /// The status of a gRPC call; `None`: it is none.
     pub grpc_status: Option<u16>,
     /// What filters found out.
@@ -126,27 +128,85 @@ pub(crate) struct RequestHead {
 }
 
 impl RequestHead {
+    /// As it is read.
+    pub(crate) fn head(&self) -> Head<'_> {
+        Head {
+            method: &self.method,
+            path: self.path.as_bytes(),
+            authority: self.authority.as_bytes(),
+            scheme: self.scheme,
+            headers: Fields::Kept(&self.headers),
+        }
+    }
+}
+
+/// A request's head as it is read: one that was kept, or one that is on its way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Head<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The path with its query.
+    pub path: &'a [u8],
+    /// The authority; may be empty.
+    pub authority: &'a [u8],
+    /// `http` or `https`
+    pub scheme: &'static str,
+    /// The headers.
+    pub headers: Fields<'a>,
+}
+
+impl<'a> Head<'a> {
     /// A header's first value.
-    pub(super) fn get(&self, key: &HeaderKey) -> Option<&[u8]> {
+    pub(super) fn get(&self, key: &HeaderKey) -> Option<&'a [u8]> {
         let value = match key {
             HeaderKey::Method => self.method.as_str().as_bytes(),
-            HeaderKey::Path => self.path.as_bytes(),
-            HeaderKey::Authority => self.authority.as_bytes(),
+            HeaderKey::Path => self.path,
+            HeaderKey::Authority => self.authority,
             HeaderKey::Scheme => self.scheme.as_bytes(),
             HeaderKey::Status => return None,
-            HeaderKey::Header(name) => return get(&self.headers, name),
+            HeaderKey::Header(name) => return self.headers.get(name),
         };
         (!value.is_empty()).then_some(value)
     }
 }
 
-/// The first value of a name.
-pub(super) fn get<'k>(
-    kept: &'k [(HeaderName, HeaderValue)],
-    name: &HeaderName,
-) -> Option<&'k [u8]> {
-    kept.iter()
-        .find_map(|(known, value)| (known == name).then(|| value.as_bytes()))
+/// Header fields.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Fields<'a> {
+    /// As far as they were kept.
+    Kept(&'a [(HeaderName, HeaderValue)]),
+    /// Of a message that is on its way.
+    All(&'a HeaderMap),
+}
+
+impl<'a> Fields<'a> {
+    /// None.
+    pub(crate) const NONE: Self = Self::Kept(&[]);
+
+    /// The first value of a name.
+    pub(super) fn get(self, name: &HeaderName) -> Option<&'a [u8]> {
+        match self {
+            Self::Kept(kept) => kept
+                .iter()
+                .find_map(|(known, value)| (known == name).then(|| value.as_bytes())),
+            Self::All(headers) => headers.get(name).map(HeaderValue::as_bytes),
+        }
+    }
+
+    /// Every value of a name, in order.
+    pub(super) fn values(self, name: &HeaderName) -> SmallVec<[&'a [u8]; 2]> {
+        match self {
+            Self::Kept(kept) => kept
+                .iter()
+                .filter(|(known, _)| known == name)
+                .map(|(_, value)| value.as_bytes())
+                .collect(),
+            Self::All(headers) => {
+                let values = headers.get_all(name).iter();
+                values.map(HeaderValue::as_bytes).collect()
+            }
+        }
+    }
 }
 
 /// Those of a message's headers that are wanted.

@@ -12,7 +12,7 @@ use super::entry::{Entry, Kind};
 const HEALTH_CHECKER: &[u8] = b"Envoy/HC";
 
 impl Filter {
-    pub(super) fn holds(&self, entry: &Entry<'_>) -> bool {
+    pub(crate) fn holds(&self, entry: &Entry<'_>) -> bool {
         match self {
             Self::Status(comparison) => comparison.holds(u64::from(entry.status.unwrap_or(0))),
             Self::Duration(comparison) => comparison.holds(entry.spans.whole.as_millis() as u64),
@@ -56,8 +56,8 @@ fn header(matcher: &HeaderMatcher, entry: &Entry<'_>) -> bool {
     };
     match &matcher.name {
         HeaderKey::Header(name) => {
-            let values = head.headers.iter().filter(|(known, _)| known == name);
-            matcher.matches(values.map(|(_, value)| String::from_utf8_lossy(value.as_bytes())))
+            let values = head.headers.values(name);
+            matcher.matches(values.into_iter().map(String::from_utf8_lossy))
         }
         key => matcher.matches(head.get(key).into_iter().map(String::from_utf8_lossy)),
     }

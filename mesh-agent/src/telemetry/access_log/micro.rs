@@ -12,7 +12,7 @@ use crate::config::model::listener::Terminal;
 use crate::config::model::response_flag::ResponseFlags;
 use crate::snapshot::View;
 
-use super::entry::{Addresses, Entry, Kind, RequestHead, Spans};
+use super::entry::{Addresses, Entry, Fields, Kind, RequestHead, Spans};
 
 /// The access logs of a listener.
 #[derive(Debug)]
@@ -78,9 +78,10 @@ impl Lines {
                 upstream: Some(nowhere),
                 upstream_local: Some(nowhere),
             },
-            request: Some(&request),
-            response: &[],
-            trailers: &[],
+            request: Some(request.head()),
+            response: Fields::NONE,
+            trailers: Fields::NONE,
+            local_reply: &[],
             grpc_status: None,
             metadata: &BTreeMap::new(),
             server_name: None,

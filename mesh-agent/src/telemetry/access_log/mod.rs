@@ -10,7 +10,8 @@ mod render;
 mod time;
 mod writer;
 
-pub(crate) use entry::{Addresses, Entry, Kept, Kind, RequestHead, Spans, keep};
+pub(crate) use entry::{Addresses, Entry, Fields, Head, Kept, Kind, RequestHead, Spans, keep};
+pub(crate) use render::text;
 pub use writer::{AccessLogStats, AccessLogWriter, AccessLogger};
 
 #[cfg(test)]

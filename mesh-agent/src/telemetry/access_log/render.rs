@@ -11,7 +11,7 @@ use crate::config::model::matcher::HeaderKey;
 use crate::config::model::response_flag::ResponseFlags;
 use crate::config::model::tls::NameKind;
 
-use super::entry::{Entry, Kind, get};
+use super::entry::{Entry, Fields, Kind};
 use super::time;
 
 /// An operator's value.
@@ -30,8 +30,8 @@ enum Value<'a> {
 }
 
 impl Format {
-    /// Writes an entry, with the end of its line.
-    pub(super) fn write(&self, entry: &Entry<'_>, out: &mut Vec<u8>) {
+    /// Writes an entry. A JSON object's line ends with it, a text's as the text says.
+    pub(crate) fn write(&self, entry: &Entry<'_>, out: &mut Vec<u8>) {
         match self {
             Self::Text { pieces, omit_empty } => text(pieces, entry, *omit_empty, out),
             Self::Json { root, omit_empty } => {
@@ -42,7 +42,8 @@ impl Format {
     }
 }
 
-fn text(pieces: &[Piece], entry: &Entry<'_>, omit_empty: bool, out: &mut Vec<u8>) {
+/// Writes a text. What has no value is left out, or written as `-`.
+pub(crate) fn text(pieces: &[Piece], entry: &Entry<'_>, omit_empty: bool, out: &mut Vec<u8>) {
     for piece in pieces {
         match piece {
             Piece::Text(text) => out.extend_from_slice(text.as_bytes()),
@@ -222,6 +223,12 @@ fn value<'a>(operator: &'a Operator, entry: &'a Entry<'_>) -> Value<'a> {
             });
             found.map_or(Value::Missing, Value::Bytes)
         }
+        Operator::Response {
+            header: HeaderKey::Status,
+            ..
+        } => entry
+            .status
+            .map_or(Value::Missing, |status| Value::Number(status.into())),
         Operator::Response { header, instead } => kept(entry.response, header, instead.as_ref()),
         Operator::Trailer { header, instead } => kept(entry.trailers, header, instead.as_ref()),
         Operator::DynamicMetadata { filter, path } => {
@@ -255,6 +262,7 @@ fn value<'a>(operator: &'a Operator, entry: &'a Entry<'_>) -> Value<'a> {
             Kind::Connection => b"TcpConnectionEnd",
         }),
         Operator::Fixed(text) => optional(text.as_deref()),
+        Operator::LocalReplyBody => Value::Bytes(entry.local_reply),
         Operator::Peer { upstream, field } => peer(entry, *upstream, *field),
     }
 }
@@ -297,13 +305,9 @@ fn address(whose: Whose, part: Part, entry: &Entry<'_>) -> Value<'static> {
     }
 }
 
-fn kept<'a>(
-    kept: &'a [(http::HeaderName, http::HeaderValue)],
-    header: &HeaderKey,
-    instead: Option<&HeaderKey>,
-) -> Value<'a> {
+fn kept<'a>(kept: Fields<'a>, header: &HeaderKey, instead: Option<&HeaderKey>) -> Value<'a> {
     let of = |key: &HeaderKey| match key {
-        HeaderKey::Header(name) => get(kept, name),
+        HeaderKey::Header(name) => kept.get(name),
         _ => None,
     };
     of(header)

@@ -10,7 +10,7 @@ use crate::config::convert::{Problems, matcher};
 use crate::config::model::access_log::{Compare, Comparison, Filter};
 use crate::config::model::response_flag::{ResponseFlag, ResponseFlags};
 
-pub(super) fn convert(
+pub(in crate::config::convert) fn convert(
     message: &pb::AccessLogFilter,
     path: &str,
     problems: &mut Problems,

@@ -6,12 +6,11 @@ use envoy_types::pb::envoy::config::core::v3::substitution_format_string::Format
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{Struct, Value};
 
-use crate::config::convert::headers::parse_format;
 use crate::config::convert::{Problems, type_name};
 use crate::config::model::access_log::{Format, Json, Piece};
-use crate::config::model::headers::FormatPart;
 
 use super::operator;
+use super::split::{FormatPart, parse_format};
 
 /// Envoy's own format.
 const DEFAULT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% \
@@ -31,7 +30,7 @@ pub(super) fn default() -> Format {
     text(DEFAULT, false, "", &mut problems).expect("Envoy's own format is well-formed")
 }
 
-pub(super) fn convert(
+pub(in crate::config::convert) fn convert(
     message: &core::SubstitutionFormatString,
     path: &str,
     problems: &mut Problems,
@@ -140,7 +139,12 @@ fn value(value: &Value, path: &str, problems: &mut Problems) -> Option<Json> {
     })
 }
 
-fn pieces(text: &str, path: &str, problems: &mut Problems) -> Option<Vec<Piece>> {
+/// The pieces of a format string.
+pub(in crate::config::convert) fn pieces(
+    text: &str,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<Vec<Piece>> {
     let parts = match parse_format(text) {
         Ok(parts) => parts,
         Err(reason) => {

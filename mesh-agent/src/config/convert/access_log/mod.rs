@@ -3,7 +3,11 @@
 mod filter;
 mod format;
 mod operator;
+mod split;
 mod time;
+
+pub(super) use filter::convert as filter;
+pub(super) use format::{convert as format, pieces};
 
 use std::path::Path;
 use std::sync::Arc;

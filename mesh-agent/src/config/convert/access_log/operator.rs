@@ -60,6 +60,7 @@ fn plain(name: &str) -> Option<Operator> {
         "DOWNSTREAM_LOCAL_URI_SAN" => O::LocalUriSan,
         "CONNECTION_ID" => O::ConnectionId,
         "ACCESS_LOG_TYPE" => O::LogType,
+        "LOCAL_REPLY_BODY" => O::LocalReplyBody,
         "HOSTNAME" => O::Fixed(
             nix::unistd::gethostname()
                 .ok()
@@ -145,9 +146,10 @@ pub(super) fn convert(
                 None
             }
         },
-        "ENVIRONMENT" => Some(Operator::Fixed(
-            std::env::var(argument).ok().map(|value| value.into()),
-        )),
+        // What is not set is written as such wherever it stands.
+        "ENVIRONMENT" => Some(Operator::Fixed(Some(
+            std::env::var(argument).map_or_else(|_| "-".into(), Into::into),
+        ))),
         "FILTER_STATE" => peer(argument, path, problems),
         _ => {
             unknown(name, path, problems);

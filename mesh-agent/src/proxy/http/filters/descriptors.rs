@@ -190,8 +190,7 @@ fn entry<'a>(call: &Call<'_>, request: &Request, action: &'a Action) -> Said<'a>
             expected,
             parameters,
         } => {
-            let seen = router::View { request, random: 0 };
-            let matched = router::query_matches(parameters, &seen);
+            let matched = router::query_matches(parameters, request);
             Said::when(matched == *expected, key, value)
         }
         Action::AddressMatch {

@@ -149,7 +149,11 @@ impl<'a> Call<'a> {
     /// Looks for the route of a request that was changed.
     fn reroute(&self, request: &Request) {
         let random = self.random;
-        let view = router::View { request, random };
+        let view = router::View {
+            request,
+            random,
+            peer: self.connection.peer(),
+        };
         let matched = self.routes.and_then(|routes| router::route(routes, &view));
         let matched = matched.map(|(host, route)| (&**host, &**route));
         self.matched.set(matched);

@@ -1,6 +1,7 @@
 //! Bodies as they come: of a length, in chunks (RFC 9112, 7.1), or until the connection ends.
 
 use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::fields::{Framing, Malformed};
 
@@ -9,8 +10,7 @@ const MAX_LINE: usize = 4 << 10;
 /// Most bytes of trailers.
 const MAX_TRAILERS: usize = 16 << 10;
 
-/// Takes a body out of a connection's bytes. Trailers are read and dropped, as Envoy drops them
-/// unless told otherwise.
+/// Takes a body out of a connection's bytes.
 #[derive(Debug)]
 pub(super) enum Decoder {
     /// Nothing is left.
@@ -23,14 +23,16 @@ pub(super) enum Decoder {
     Data(u64),
     /// The end of a chunk's last line.
     DataEnd,
-    /// Trailer lines; how many bytes of them were seen.
-    Trailers(usize),
+    /// Trailer lines: how many bytes of them were seen, and what they say.
+    Trailers(usize, Option<Box<HeaderMap>>),
 }
 
 /// What was found.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Decoded {
     Data(Bytes),
+    /// The body has ended with these.
+    Trailers(Box<HeaderMap>),
     End,
     /// More bytes are needed.
     More,
@@ -104,16 +106,17 @@ impl Decoder {
                     None => return Ok(Decoded::More),
                     Some(line) => {
                         *self = match size(&line)? {
-                            0 => Self::Trailers(0),
+                            0 => Self::Trailers(0, None),
                             size => Self::Data(size),
                         };
                     }
                 },
-                Self::Trailers(seen) => match line(buffer, MAX_TRAILERS)? {
+                Self::Trailers(seen, trailers) => match line(buffer, MAX_TRAILERS)? {
                     None => return Ok(Decoded::More),
                     Some(line) if line.is_empty() => {
+                        let trailers = trailers.take();
                         *self = Self::Done;
-                        return Ok(Decoded::End);
+                        return Ok(trailers.map_or(Decoded::End, Decoded::Trailers));
                     }
                     Some(line) => {
                         *seen += line.len() + 2;
@@ -121,9 +124,15 @@ impl Decoder {
                             return Err(Malformed::TooLarge);
                         }
                         // A trailer is a field; what is none is an attempt at something else.
-                        if memchr::memchr(b':', &line).is_none_or(|colon| colon == 0) {
-                            return Err(Malformed::Syntax);
-                        }
+                        let colon = memchr::memchr(b':', &line).filter(|colon| *colon > 0);
+                        let (name, value) = line.split_at(colon.ok_or(Malformed::Syntax)?);
+                        let name = HeaderName::from_bytes(name).map_err(|_| Malformed::Syntax)?;
+                        let value = HeaderValue::from_bytes(value[1..].trim_ascii())
+                            .map_err(|_| Malformed::Syntax)?;
+                        trailers
+                            .get_or_insert_default()
+                            .try_append(name, value)
+                            .map_err(|_| Malformed::TooLarge)?;
                     }
                 },
             }

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode, header};
-use hyper::body::{Body as _, SizeHint};
+use hyper::body::{Body as _, Frame, SizeHint};
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 use crate::proxy::http::body::RequestBody;
+use crate::proxy::http::early::Early;
 use crate::proxy::http::message::Request;
 use crate::proxy::http::pool::Key;
 use crate::proxy::http::queue::Place;
@@ -90,6 +91,8 @@ pub(in crate::proxy::http) struct Home {
     pub(in crate::proxy::http) key: Key,
     /// After so many requests it is closed.
     pub(in crate::proxy::http) max_requests: Option<u32>,
+    /// Whether trailers are part of messages.
+    pub(in crate::proxy::http) trailers: bool,
 }
 
 /// Both ends of an upgrade's upstream side.
@@ -102,7 +105,20 @@ pub(in crate::proxy::http) struct Tunnel {
     /// For how long no byte may pass.
     pub(in crate::proxy::http) idle: Option<Duration>,
     _open: Open,
-    _place: Place,
+    _place: Option<Place>,
+}
+
+impl Tunnel {
+    /// Over a connection that carried no request.
+    pub(in crate::proxy::http) fn new(stream: Stream, open: Open) -> Self {
+        Self {
+            stream,
+            first: Bytes::new(),
+            idle: None,
+            _open: open,
+            _place: None,
+        }
+    }
 }
 
 /// A response whose head was read.
@@ -134,8 +150,10 @@ pub(in crate::proxy::http) async fn exchange(
     let untouched = body.is_end_stream();
     let mut exchange = UpstreamBody {
         connection: Some(connection),
+        pump: Pump::new(request, body, home.trailers),
         home,
-        pump: Pump::new(request, body),
+        early: request.early.clone(),
+        tunnel: false,
         decoder: Decoder::Done,
         keep_alive: false,
     };
@@ -150,8 +168,10 @@ pub(in crate::proxy::http) async fn exchange(
         Err(error) => return Err(error),
     };
     exchange.decoder = head.framing.into();
-    exchange.keep_alive = head.keep_alive && head.status != StatusCode::SWITCHING_PROTOCOLS;
-    if exchange.decoder.is_done() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+    exchange.tunnel = head.status == StatusCode::SWITCHING_PROTOCOLS
+        || (request.method == Method::CONNECT && head.status.is_success());
+    exchange.keep_alive = head.keep_alive && !exchange.tunnel;
+    if exchange.decoder.is_done() && !exchange.tunnel {
         exchange.finish();
     }
     Ok(Response {
@@ -170,6 +190,10 @@ pub(in crate::proxy::http) struct UpstreamBody {
     pump: Pump,
     decoder: Decoder,
     keep_alive: bool,
+    /// Where responses go that come before the response.
+    early: Option<Rc<Early>>,
+    /// What follows the response is no message.
+    tunnel: bool,
 }
 
 impl UpstreamBody {
@@ -200,7 +224,12 @@ impl UpstreamBody {
             match head {
                 Some(head)
                     if head.status.is_informational()
-                        && head.status != StatusCode::SWITCHING_PROTOCOLS => {}
+                        && head.status != StatusCode::SWITCHING_PROTOCOLS =>
+                {
+                    if let Some(early) = &self.early {
+                        early.put(head.status, head.headers);
+                    }
+                }
                 Some(head) => return Poll::Ready(Ok(head)),
                 None => match connection.poll_read(cx) {
                     Poll::Ready(Ok(0) | Err(_)) => {
@@ -222,10 +251,10 @@ impl UpstreamBody {
     }
 
     /// The next piece.
-    pub(in crate::proxy::http) fn poll_data(
+    pub(in crate::proxy::http) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Bytes>>> {
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let Some(connection) = &mut self.connection else {
             return Poll::Ready(None);
         };
@@ -240,7 +269,12 @@ impl UpstreamBody {
                     if self.decoder.is_done() {
                         self.finish();
                     }
-                    return Poll::Ready(Some(Ok(data)));
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Ok(Decoded::Trailers(trailers)) => {
+                    self.finish();
+                    let told = self.home.trailers.then(|| Ok(Frame::trailers(*trailers)));
+                    return Poll::Ready(told);
                 }
                 Ok(Decoded::End) => {
                     self.finish();
@@ -271,6 +305,11 @@ impl UpstreamBody {
         }
     }
 
+    /// Whether the connection is an upgrade's now.
+    pub(in crate::proxy::http) fn is_tunnel(&self) -> bool {
+        self.tunnel
+    }
+
     /// Whether the last piece was taken.
     pub(in crate::proxy::http) fn ended(&self) -> bool {
         self.connection.is_none()
@@ -297,7 +336,7 @@ impl UpstreamBody {
             first: buffer.freeze(),
             idle,
             _open,
-            _place,
+            _place: Some(_place),
         })
     }
 
@@ -328,6 +367,10 @@ struct Pump {
     body: RequestBody,
     chunked: bool,
     ended: bool,
+    /// Whether trailers are sent.
+    with_trailers: bool,
+    /// Those that came.
+    trailers: Option<HeaderMap>,
 }
 
 enum PumpError {
@@ -336,7 +379,7 @@ enum PumpError {
 }
 
 impl Pump {
-    fn new(request: &Request, body: RequestBody) -> Self {
+    fn new(request: &Request, body: RequestBody, with_trailers: bool) -> Self {
         let mut out = Out::default();
         let ended = body.is_end_stream();
         let chunked = !ended && !request.headers.contains_key(header::CONTENT_LENGTH);
@@ -346,6 +389,8 @@ impl Pump {
             body,
             chunked,
             ended,
+            with_trailers,
+            trailers: None,
         }
     }
 
@@ -360,8 +405,11 @@ impl Pump {
                     Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                         Ok(data) if self.chunked => self.out.chunk(data),
                         Ok(data) => self.out.data(data),
-                        // Trailers have no place in HTTP/1 unless asked for.
-                        Err(_) => {}
+                        // They have no place in HTTP/1 unless asked for.
+                        Err(frame) => {
+                            let trailers = frame.into_trailers().ok();
+                            self.trailers = trailers.filter(|_| self.with_trailers);
+                        }
                     },
                     Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(PumpError::Client)),
                     Poll::Ready(None) => self.ended = true,
@@ -369,7 +417,10 @@ impl Pump {
                 }
                 self.ended |= self.body.is_end_stream();
                 if self.ended && self.chunked {
-                    self.out.last_chunk();
+                    match self.trailers.take() {
+                        Some(trailers) => self.out.last_chunk_and(&trailers),
+                        None => self.out.last_chunk(),
+                    }
                 }
             }
             if self.out.is_empty() {

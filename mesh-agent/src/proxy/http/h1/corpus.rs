@@ -62,7 +62,7 @@ fn requests(stream: &[u8], piece: usize) -> Vec<String> {
         loop {
             match decoder.decode(&mut buffer) {
                 Ok(Decoded::Data(data)) => body.extend_from_slice(&data),
-                Ok(Decoded::End) => break,
+                Ok(Decoded::End | Decoded::Trailers(_)) => break,
                 Ok(Decoded::More) => match pieces.next() {
                     Some(piece) => buffer.extend_from_slice(piece),
                     None => {

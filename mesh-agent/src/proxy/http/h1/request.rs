@@ -131,6 +131,8 @@ pub(super) fn parse(
             headers,
             metadata: Metadata::default(),
             pinned: None,
+            redirects: None,
+            early: None,
         },
         framing,
         keep_alive,

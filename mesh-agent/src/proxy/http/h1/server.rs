@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
-use hyper::body::{Body as _, SizeHint};
+use hyper::body::{Body as _, Frame, SizeHint};
 use tokio::io::{AsyncWrite as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 use crate::config::model::listener::HttpConnectionManager;
 use crate::proxy::http::body::{Progress, RequestBody};
+use crate::proxy::http::early::Early;
 use crate::proxy::http::message::Reply;
 use crate::proxy::http::reply::Refusal;
 use crate::proxy::http::told::Told;
@@ -45,6 +46,8 @@ pub(in crate::proxy::http) struct Wire {
     buffer: RefCell<BytesMut>,
     decoder: RefCell<Decoder>,
     ended: Cell<bool>,
+    /// Whether trailers are part of messages.
+    trailers: bool,
 }
 
 impl Wire {
@@ -76,7 +79,7 @@ impl Wire {
     pub(in crate::proxy::http) fn poll_body(
         &self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Bytes>>> {
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         loop {
             let decoded = {
                 let mut decoder = self.decoder.borrow_mut();
@@ -85,7 +88,11 @@ impl Wire {
                 decoded
             };
             match decoded {
-                Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(data))),
+                Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Ok(Decoded::Trailers(trailers)) if self.trailers => {
+                    return Poll::Ready(Some(Ok(Frame::trailers(*trailers))));
+                }
+                Ok(Decoded::Trailers(_)) => return Poll::Ready(None),
                 Ok(Decoded::End) => return Poll::Ready(None),
                 Ok(Decoded::More) => {}
                 Err(_) => {
@@ -141,6 +148,7 @@ pub(in crate::proxy::http) async fn serve(
         buffer: RefCell::new(prefix.into()),
         decoder: RefCell::new(Decoder::Done),
         ended: Cell::new(true),
+        trailers: hcm.trailers,
     });
     let mut limits = Limits::from(hcm);
     let mut alarm = Alarm::default();
@@ -189,13 +197,21 @@ async fn one(
     out: &mut Out,
 ) -> Option<After> {
     let Head {
-        request,
+        mut request,
         framing,
         keep_alive,
         expects_continue,
     } = head;
     wire.begin(framing);
-    if expects_continue {
+    let mut early = None;
+    if connection.first().proxy_100_continue {
+        if expects_continue {
+            let wish = HeaderValue::from_static("100-continue");
+            request.headers.insert(header::EXPECT, wish);
+        }
+        early = Some(Rc::<Early>::default());
+        request.early.clone_from(&early);
+    } else if expects_continue {
         out.verbatim(b"HTTP/1.1 100 Continue\r\n\r\n");
         wire.write(out).await.ok()?;
     }
@@ -207,7 +223,17 @@ async fn one(
         let mut handling = Box::pin(exchange::handle(connection, request, body));
         std::future::poll_fn(|cx| {
             // The request first: what it reads of its body is not looked for here.
-            if let Poll::Ready(reply) = handling.as_mut().poll(cx) {
+            let handled = handling.as_mut().poll(cx);
+            if let Some(early) = &early {
+                while let Some((status, headers)) = early.take() {
+                    out.response(status, &headers);
+                }
+                let stream = &mut *wire.stream.borrow_mut();
+                if !out.is_empty() && matches!(out.poll_write(stream, cx), Poll::Ready(Err(_))) {
+                    return Poll::Ready(None);
+                }
+            }
+            if let Poll::Ready(reply) = handled {
                 return Poll::Ready(Some(reply));
             }
             wire.poll_gone(&progress, cx).map(|()| None)
@@ -226,7 +252,12 @@ async fn one(
     let keep_alive = keep_alive
         && method != Method::CONNECT
         && !has_token(&headers, &header::CONNECTION, "close");
-    let length = frame(&mut headers, status, &method, version, &body, keep_alive);
+    let length = if tunnel.is_some() && status != StatusCode::SWITCHING_PROTOCOLS {
+        // What follows is neither a body nor another response.
+        Length::Without
+    } else {
+        frame(&mut headers, status, &method, version, &body, keep_alive)
+    };
     out.response(status, &headers);
     if length == Length::Without {
         body.silence();
@@ -275,7 +306,15 @@ fn frame(
     }
     let bodyless = status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    if bodyless || *method == Method::HEAD {
+    if *method == Method::HEAD && !bodyless {
+        // As it would be told with GET.
+        if version == Version::HTTP_11 && !headers.contains_key(header::CONTENT_LENGTH) {
+            let chunked = HeaderValue::from_static("chunked");
+            headers.insert(header::TRANSFER_ENCODING, chunked);
+        }
+        return Length::Without;
+    }
+    if bodyless {
         return Length::Without;
     }
     if headers.contains_key(header::CONTENT_LENGTH) {
@@ -300,6 +339,7 @@ struct Broken;
 /// Writes what is gathered and the body. Everything there is goes out with one write.
 async fn send(wire: &Wire, out: &mut Out, body: &mut Told, chunked: bool) -> Result<(), Broken> {
     let mut ended = body.is_end_stream();
+    let mut trailers = None;
     if ended && chunked {
         out.last_chunk();
     }
@@ -310,8 +350,10 @@ async fn send(wire: &Wire, out: &mut Out, body: &mut Told, chunked: bool) -> Res
                     Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                         Ok(data) if chunked => out.chunk(data),
                         Ok(data) => out.data(data),
-                        // Trailers have no place in HTTP/1 unless asked for.
-                        Err(_) => {}
+                        // They have no place in HTTP/1 unless asked for.
+                        Err(frame) => {
+                            trailers = frame.into_trailers().ok().filter(|_| wire.trailers)
+                        }
                     },
                     Poll::Ready(Some(Err(error))) => {
                         tracing::debug!(%error, "a response was cut off");
@@ -322,7 +364,10 @@ async fn send(wire: &Wire, out: &mut Out, body: &mut Told, chunked: bool) -> Res
                 }
                 ended |= body.is_end_stream();
                 if ended && chunked {
-                    out.last_chunk();
+                    match trailers.take() {
+                        Some(trailers) => out.last_chunk_and(&trailers),
+                        None => out.last_chunk(),
+                    }
                 }
             }
             if out.is_empty() {

@@ -121,6 +121,7 @@ fn decode_all(decoder: &mut Decoder, pieces: &[&[u8]]) -> Result<(Vec<u8>, Vec<u
             match decoder.decode(&mut buffer)? {
                 Decoded::Data(data) => body.extend_from_slice(&data),
                 Decoded::More => break,
+                Decoded::Trailers(_) => {}
                 Decoded::End => {
                     break;
                 }

@@ -77,6 +77,14 @@ impl Out {
         self.small(b"0\r\n\r\n");
     }
 
+    /// Adds the end of a chunked body, and what comes behind it.
+    pub(super) fn last_chunk_and(&mut self, trailers: &HeaderMap) {
+        let before = self.tail.len();
+        self.tail.put_slice(b"0\r\n");
+        fields(&mut self.tail, trailers);
+        self.length += self.tail.len() - before;
+    }
+
     /// Adds bytes that are written as they are.
     pub(super) fn verbatim(&mut self, bytes: &'static [u8]) {
         self.small(bytes);

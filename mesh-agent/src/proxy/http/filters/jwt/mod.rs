@@ -52,6 +52,7 @@ pub(super) async fn check(
             let seen = router::View {
                 request: &*request,
                 random,
+                peer: call.connection.peer(),
             };
             let rule = config
                 .rules
