@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use prost_reflect::{DynamicMessage, SerializeOptions};
+use prost_reflect::DynamicMessage;
 use serde_json::{Value, json};
 
 use crate::config::descriptors::pool;
 use crate::config::model::Name;
 use crate::source::xds::{Published, Rejected, ResourceType};
 use crate::store::{Resource, ResourceSet};
+
+use super::shown;
 
 const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
 const ENDPOINTS: &str = "envoy.config.endpoint.v3.ClusterLoadAssignment";
@@ -263,14 +265,9 @@ fn decoded<T>(resource: &Resource<T>, message: &str) -> Value {
     let Some(descriptor) = pool().get_message_by_name(message) else {
         return Value::String(format!("no descriptor of {message}"));
     };
-    let options = SerializeOptions::new().use_proto_field_name(true);
     let json = DynamicMessage::decode(descriptor, resource.raw.clone())
         .map_err(|error| error.to_string())
-        .and_then(|message| {
-            message
-                .serialize_with_options(serde_json::value::Serializer, &options)
-                .map_err(|error| error.to_string())
-        });
+        .and_then(shown::json);
     match json {
         Ok(Value::Object(fields)) => {
             let mut typed = serde_json::Map::new();

@@ -9,6 +9,7 @@ mod pages;
 mod responses;
 mod secrets;
 mod server;
+mod shown;
 mod xds;
 
 pub use pages::{Applied, Page, State};

@@ -39,7 +39,8 @@ pub struct XdsArgs {
     /// PEM file with the roots that the server's certificate must descend from. Turns TLS on.
     #[arg(long, env = "MESH_XDS_CA", value_name = "FILE")]
     pub xds_ca: Option<PathBuf>,
-    /// PEM file with our certificate, for mutual TLS.
+    /// PEM file with our certificate, for mutual TLS. With --xds-scope workload, {namespace} and
+    /// {service_account} in the names of this, its key and the token stand for each pod's own.
     #[arg(long, env = "MESH_XDS_CERT", value_name = "FILE", requires = "xds_key")]
     pub xds_cert: Option<PathBuf>,
     /// PEM file with the key of --xds-cert.

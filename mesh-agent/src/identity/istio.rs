@@ -13,11 +13,8 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 
 use super::SpiffeId;
 use super::authority::{AuthorityError, Signed};
+use super::credential;
 use super::dev::request;
-
-/// Stand in the names of files for what they are of.
-const NAMESPACE: &str = "{namespace}";
-const SERVICE_ACCOUNT: &str = "{service_account}";
 
 /// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -50,9 +47,8 @@ impl IstioAuthority {
     /// `{service_account}` in it. Otherwise the agent asks in its own name on behalf of pods.
     fn is_asked_by_pods(&self) -> bool {
         let certificate = self.client.as_ref().map(|(certificate, _)| certificate);
-        let files = self.token.iter().chain(certificate);
-        let mut names = files.map(|file| file.to_string_lossy());
-        names.any(|name| name.contains(NAMESPACE) || name.contains(SERVICE_ACCOUNT))
+        let mut files = self.token.iter().chain(certificate);
+        files.any(|file| credential::is_of_accounts(file))
     }
 
     /// Has a fresh key certified.
@@ -167,10 +163,7 @@ fn on_behalf_of(id: &SpiffeId) -> prost_types::Struct {
 /// The file of an identity.
 fn of(file: &Path, id: &SpiffeId) -> PathBuf {
     let (namespace, account) = id.namespace_and_account().unwrap_or_default();
-    let name = file.to_string_lossy();
-    name.replace(NAMESPACE, namespace)
-        .replace(SERVICE_ACCOUNT, account)
-        .into()
+    credential::of_account(file, namespace, account)
 }
 
 fn read(file: &PathBuf) -> anyhow::Result<Vec<u8>> {

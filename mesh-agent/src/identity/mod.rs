@@ -5,6 +5,7 @@
 //! publishes them with the mesh's roots; the proxy reads what is published and never waits.
 
 mod authority;
+pub(crate) mod credential;
 pub(crate) mod dev;
 pub mod files;
 mod istio;

@@ -71,15 +71,7 @@ pub(super) fn select<'a>(listener: &'a Listener, facts: &Facts) -> Option<&'a Fi
     let stages: [Score<'_>; 6] = [
         &|m| server_name(&m.server_names, facts.server_name.as_deref()),
         &|m| exact(m.transport_protocol.as_deref(), facts.transport_protocol),
-        &|m| {
-            any_of(m.application_protocols.is_empty(), || {
-                facts.application_protocols.iter().any(|known| {
-                    m.application_protocols
-                        .iter()
-                        .any(|wanted| **wanted == **known)
-                })
-            })
-        },
+        &|m| application_protocol(&m.application_protocols, &facts.application_protocols),
         &|m| prefix(&m.direct_source_prefix_ranges, facts.source.ip()),
         &|m| match (m.source_type, facts.local) {
             (SourceType::Any, _) => Some(0),
@@ -131,6 +123,16 @@ fn any_of(all: bool, matches: impl FnOnce() -> bool) -> Option<u32> {
     if all { Some(0) } else { matches().then_some(1) }
 }
 
+/// What the client named first decides, whichever chain stands first.
+fn application_protocol(wanted: &[std::sync::Arc<str>], named: &[String]) -> Option<u32> {
+    if wanted.is_empty() {
+        return Some(0);
+    }
+    let is_wanted = |name: &String| wanted.iter().any(|wanted| **wanted == **name);
+    let index = u32::try_from(named.iter().position(is_wanted)?).ok()?;
+    Some(u32::MAX - index)
+}
+
 /// The longer the prefix, the more specific.
 fn prefix(ranges: &[IpNet], ip: IpAddr) -> Option<u32> {
     if ranges.is_empty() {
@@ -158,3 +160,6 @@ fn server_name(names: &[std::sync::Arc<str>], actual: Option<&str>) -> Option<u3
         })
         .max()
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ pub(crate) mod raw_grpc;
 pub(crate) mod resources;
 pub(crate) mod scene;
 pub(crate) mod tls;
+pub(crate) mod tokens;
 pub(crate) mod traffic;
 
 use std::fmt::Write as _;

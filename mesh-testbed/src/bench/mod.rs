@@ -10,6 +10,7 @@ mod load;
 mod measure;
 mod mtls;
 mod path;
+mod pods;
 mod report;
 mod scale;
 mod servers;

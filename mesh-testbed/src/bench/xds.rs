@@ -15,6 +15,7 @@ use mesh_testbed::wire::Pace;
 use mesh_testbed::{MeshAgent, Nginx, Paced, Pod, Protocol, Server, Talk, Testbed, priority};
 use serde_json::json;
 
+use super::pods;
 use super::waits::Waits;
 use super::world::{self, World};
 
@@ -50,6 +51,12 @@ pub(crate) struct Args {
     /// Pushes of everything in each of seven rounds, while a client sends requests.
     #[arg(long, default_value_t = 2)]
     pushes: u32,
+    /// Pods with a stream each, whose memory is compared with that of one; 0: not measured.
+    #[arg(long, default_value_t = 100)]
+    pods: usize,
+    /// Services that each of these pods is sent.
+    #[arg(long, default_value_t = 1_000)]
+    services_of_pods: u32,
     /// Write the figures to this file, too.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -76,6 +83,7 @@ struct Figures {
     quiet: Traffic,
     pushing: Traffic,
     p99_ratio: f64,
+    pods: Option<pods::Figures>,
 }
 
 /// How requests fared: medians of the windows of [`ROUNDS`].
@@ -195,6 +203,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
         p99_ratio: rounds.pushing.p99_us / rounds.quiet.p99_us,
         quiet: rounds.quiet,
         pushing: rounds.pushing,
+        pods: match args.pods {
+            0 => None,
+            count => Some(pods::measure(args.services_of_pods, args.endpoints, count)?),
+        },
     };
     figures.print();
     if let Some(path) = &args.json {
@@ -305,7 +317,13 @@ impl Bench {
         let (mut quiet, mut pushing) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             let before = Waits::of(agent.pid())?;
-            std::thread::sleep(QUIET);
+            // Who looks whether a push has arrived looks now, too: that costs the same in both.
+            let name = ["a", "b"][number % 2];
+            let quiet_ends = Instant::now() + QUIET;
+            while Instant::now() < quiet_ends {
+                served_by(&mut talk, self.last, name, LOOK)?;
+                std::thread::sleep(LOOK);
+            }
             let between = Waits::of(agent.pid())?;
             quiet.push((read(traffic)?, between.mean_us_since(before)?));
             for _ in 0..pushes {
@@ -444,5 +462,10 @@ impl Figures {
             "1.2",
             "",
         );
+        if let Some(pods) = &self.pods {
+            for (what, figure) in pods.rows() {
+                row(&what, figure, "", "");
+            }
+        }
     }
 }

@@ -49,6 +49,7 @@ pub use endpoint::load_assignment;
 pub use listener::listener;
 pub use route::route_configuration;
 pub use secret::secret;
+pub(crate) use typed::typed_struct;
 
 /// Network filters of listeners and clusters accepted without effect: they only feed Istio's own
 /// telemetry.

@@ -116,6 +116,16 @@ fn unwrap(any: &mut Any, path: &str, problems: &mut Problems) {
     }
 }
 
+/// The type that a loose message names, and its fields.
+pub(crate) fn typed_struct(type_url: &str, bytes: &[u8]) -> Option<(String, Struct)> {
+    let name = type_url.rsplit('/').next()?;
+    if !TYPED_STRUCT.contains(&name) {
+        return None;
+    }
+    let typed = TypedStruct::decode(bytes).ok()?;
+    Some((typed.type_url, typed.value.unwrap_or_default()))
+}
+
 fn json(message: Struct) -> serde_json::Value {
     let fields = message.fields.into_iter();
     fields.map(|(key, value)| (key, plain(value))).collect()

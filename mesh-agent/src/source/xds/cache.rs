@@ -17,6 +17,8 @@ use super::types::{PerType, ResourceType};
 /// So many refusals are remembered: a server that sends rubbish under ever new names must not fill
 /// our memory with it.
 const MAX_REJECTED: usize = 10_000;
+/// And so much of why, in bytes.
+const MAX_REASON: usize = 1024;
 
 /// One resource.
 #[derive(Debug, Default, Clone)]
@@ -218,7 +220,7 @@ impl Cache {
     pub(super) fn reject(&mut self, kind: ResourceType, name: &str, version: &str, reason: &str) {
         let rejected = Rejected {
             version: version.to_owned(),
-            reason: reason.to_owned(),
+            reason: cut(reason, MAX_REASON),
             at: SystemTime::now(),
         };
         let all = Arc::make_mut(&mut self.trouble.rejected);
@@ -302,6 +304,15 @@ impl Cache {
     }
 }
 
+/// A text, or its beginning.
+pub(super) fn cut(text: &str, bytes: usize) -> String {
+    if text.len() <= bytes {
+        return text.to_owned();
+    }
+    let end = text.floor_char_boundary(bytes);
+    format!("{}...", text.get(..end).unwrap_or_default())
+}
+
 /// The names of other resources in a resource.
 fn references(value: Option<&Value>) -> Vec<(ResourceType, Name)> {
     let mut found = Vec::new();
@@ -339,4 +350,34 @@ pub(super) fn route_names(listener: &Listener) -> impl Iterator<Item = &Arc<str>
             },
             Terminal::Tcp(_) => None,
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_without_end_fill_no_memory() {
+        let mut cache = Cache::default();
+        let reason = "x".repeat(1 << 20);
+        for number in 0..MAX_REJECTED + 500 {
+            let name = format!("{number:08}");
+            cache.reject(ResourceType::Cluster, &name, "1", &reason);
+        }
+        let rejected = &cache.trouble().rejected;
+        assert_eq!(rejected.len(), MAX_REJECTED);
+        let longest = rejected.values().map(|one| one.reason.len()).max();
+        assert!(longest <= Some(MAX_REASON + 3), "{longest:?}");
+        // What is right in the end is refused no more.
+        let last = (ResourceType::Cluster, format!("{:08}", MAX_REJECTED + 499));
+        assert!(rejected.contains_key(&last));
+        cache.remove(last.0, &last.1);
+        assert!(!cache.trouble().rejected.contains_key(&last));
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        assert_eq!(cut("abc", 3), "abc");
+        assert_eq!(cut("a\u{e4}b", 2), "a...");
+    }
 }

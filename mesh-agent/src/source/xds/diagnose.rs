@@ -90,7 +90,9 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 fn identity_hint(server: &Server) -> String {
     match (&server.token, &server.identity) {
         (Some(token), _) => format!(
-            "; it does not take the token in {} (--xds-token): expired, or for another audience?",
+            "; it does not take the token in {} (--xds-token): expired, for another audience, or \
+             of another account than the pod's? ({{namespace}} and {{service_account}} in the name \
+             of the file stand for each pod's own)",
             token.display()
         ),
         (None, Some((certificate, _))) => format!(

@@ -15,7 +15,7 @@ use prost::Message as _;
 
 use crate::store::ResourceSet;
 
-use super::cache::{Cache, Change, Key};
+use super::cache::{Cache, Change, Key, cut};
 use super::decode::{Interner, name_of};
 use super::delta::Delta;
 use super::publish::{Holds, publish, publish_endpoints};
@@ -380,7 +380,7 @@ impl Session {
             self.status.updated = Some(now);
         } else {
             status.rejected += 1;
-            status.error = Some(errors.join("; "));
+            status.error = Some(cut(&errors.join("; "), MAX_NACK));
         }
     }
 
@@ -501,11 +501,7 @@ fn nack(errors: &[String]) -> Option<Status> {
     if errors.is_empty() {
         return None;
     }
-    let mut message = errors.join("\n");
-    if message.len() > MAX_NACK {
-        message.truncate(message.floor_char_boundary(MAX_NACK));
-        message.push_str("...");
-    }
+    let message = cut(&errors.join("\n"), MAX_NACK);
     Some(Status {
         code: INVALID_ARGUMENT,
         message,

@@ -652,3 +652,42 @@ fn what_nobody_asked_for_is_not_acknowledged() {
             .is_empty()
     );
 }
+
+#[test]
+fn resources_nobody_asked_for_are_passed_over() {
+    for mode in [Mode::Delta, Mode::Sotw] {
+        let mut side = Side::new(mode);
+        side.open();
+        // Wrong or right, of a kind that was asked for and under a name that was not.
+        let malformed = Any {
+            type_url: Eds.url().into(),
+            value: Vec::new(),
+        };
+        match mode {
+            Mode::Delta => {
+                side.delta(Cds, &[("a", "1", eds("a"))], &[]);
+                let stranger = endpoints("stranger", false);
+                let all = [
+                    ("stranger", "1", stranger),
+                    ("malformed", "1", malformed),
+                    ("a", "1", endpoints("a", false)),
+                ];
+                let sent = side.delta(Eds, &all, &["never-there"]);
+                assert_eq!(sent.len(), 1);
+                assert_eq!(sent[0].error_detail, None);
+            }
+            Mode::Sotw => {
+                side.sotw(Cds, "1", &[eds("a")]);
+                let all = [endpoints("stranger", false), endpoints("a", false)];
+                let sent = side.sotw(Eds, "1", &all);
+                assert_eq!(sent[0].error_detail, None);
+                assert_eq!(sent[0].resource_names, ["a"]);
+            }
+        }
+        let published = side.session.publish(side.now);
+        assert!(published.endpoints.keys().map(|name| &**name).eq(["a"]));
+        assert_eq!(side.session.cache_says_absent("stranger"), None);
+        assert_eq!(side.session.cache_says_absent("never-there"), None);
+        assert!(side.session.status().trouble.rejected.is_empty());
+    }
+}

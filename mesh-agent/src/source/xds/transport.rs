@@ -7,6 +7,8 @@ use anyhow::{Context as _, bail};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
+use crate::identity::credential;
+
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How often a silent connection is asked whether it lives, and how long it may take to say so.
@@ -19,15 +21,27 @@ pub struct Server {
     pub address: String,
     /// PEM file with the roots that the server's certificate must descend from.
     pub ca: Option<PathBuf>,
-    /// PEM files with our own certificate and key.
+    /// PEM files with our own certificate and key; see [`Self::asked_by`].
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// File with a token (JWT) to send; read anew for every stream.
+    /// File with a token (JWT) to send; read anew for every stream. See [`Self::asked_by`].
     pub token: Option<PathBuf>,
     /// The name in the server's certificate, if it is not that of the address.
     pub server_name: Option<String>,
 }
 
 impl Server {
+    /// As a pod of this service account asks it: `{namespace}` and `{service_account}` in the names
+    /// of files stand for its own. A server that knows accounts answers each about its own pods
+    /// only (Istio: `ENABLE_XDS_IDENTITY_CHECK`).
+    pub(super) fn asked_by(&self, namespace: &str, service_account: &str) -> Self {
+        let of = |file: &PathBuf| credential::of_account(file, namespace, service_account);
+        Self {
+            identity: self.identity.as_ref().map(|(one, key)| (of(one), of(key))),
+            token: self.token.as_ref().map(of),
+            ..self.clone()
+        }
+    }
+
     /// Connects.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use crate::snapshot::ViewId;
 use crate::store::ResourceSet;
 
 use super::background::Background;
-use super::{Interner, Options, Published, follow};
+use super::{Interner, Options, Published, Server, follow};
 
 /// Who has a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -110,7 +110,8 @@ impl Views {
         };
         if scope == Scope::Node {
             let node = views.options.node.clone();
-            views.open("".into(), node);
+            let server = views.options.server.clone();
+            views.open("".into(), node, server);
         }
         Ok(views)
     }
@@ -120,9 +121,10 @@ impl Views {
         self.changed.clone()
     }
 
-    fn open(&mut self, key: Name, node: Node) {
+    fn open(&mut self, key: Name, node: Node, server: Server) {
         let options = Options {
             node,
+            server,
             ..self.options.clone()
         };
         let interner = self.interner.clone();
@@ -157,7 +159,9 @@ impl Views {
                 }
             } else if let Some(ips) = present(workload).filter(|ips| !ips.is_empty()) {
                 let node = sidecar(&self.options.node, workload, &ips);
-                self.open(key.clone(), node);
+                let (namespace, account) = (&workload.namespace, &workload.service_account);
+                let server = self.options.server.asked_by(namespace, account);
+                self.open(key.clone(), node, server);
                 there.insert(key);
             }
         }
@@ -186,7 +190,9 @@ impl Views {
                     // Nothing is compared: there is one view.
                     Scope::Node => changed = true,
                     Scope::Workload => {
-                        changed |= news.fingerprint != stream.fingerprint;
+                        // The first one may be empty, and is told from none all the same.
+                        changed |=
+                            !stream.latest.complete || news.fingerprint != stream.fingerprint;
                         stream.fingerprint = news.fingerprint;
                     }
                 }
@@ -370,7 +376,7 @@ fn sidecar(base: &Node, workload: &Workload, ips: &[IpAddr]) -> Node {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Mode, Server};
+    use super::super::Mode;
     use super::*;
 
     fn views() -> Views {
@@ -404,12 +410,52 @@ mod tests {
     }
 
     #[test]
+    fn each_account_has_a_credential_of_its_own_if_the_name_says_so() {
+        let server = Server {
+            token: Some("/tokens/{namespace}/{service_account}".into()),
+            identity: Some(("/node.crt".into(), "/{service_account}.key".into())),
+            ..Server::default()
+        };
+        let asked = server.asked_by("shop", "web");
+        assert_eq!(asked.token, Some("/tokens/shop/web".into()));
+        let identity = ("/node.crt".into(), "/web.key".into());
+        assert_eq!(asked.identity, Some(identity));
+    }
+
+    #[test]
     fn pods_with_equal_contents_share_a_view() {
         let mut views = views();
         let seen = assigned(&mut views, &[("a", 1), ("b", 1), ("c", 2)]);
         assert!(seen[0] == seen[1] && seen[0] != seen[2], "{seen:?}");
         // All of them change: the views go on.
         assert_eq!(assigned(&mut views, &[("a", 3), ("b", 3), ("c", 4)]), seen);
+    }
+
+    #[test]
+    fn a_first_configuration_without_anything_in_it_is_one() {
+        let mut views = views();
+        let (sender, published) = watch::channel(Published::default());
+        let stream = Stream {
+            published,
+            latest: Published::default(),
+            fingerprint: 0,
+            view: None,
+        };
+        views.streams.insert("a".into(), stream);
+        assert!(!views.take());
+        for news in [true, false] {
+            sender.send_replace(Published {
+                complete: true,
+                ..Published::default()
+            });
+            assert_eq!(views.take(), news);
+            assert!(
+                views
+                    .sight(&ResourceSet::default())
+                    .pods
+                    .is_some_and(|pods| pods.len() == 1)
+            );
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ use envoy_types::pb::google::protobuf::Any;
 use crate::config::model::Fraction;
 use crate::config::model::filter::{FilterOverride, HttpFilter, HttpFilterKind, Overrides};
 
-use super::{Problems, decode, is_one_of, type_name};
+use super::{Problems, decode, is_one_of, type_name, typed_struct};
 
 const ROUTER: &[&str] = &[
     "envoy.extensions.filters.http.router.v3.Router",
@@ -128,11 +128,25 @@ fn is_known(kind: &str) -> bool {
     )
 }
 
-/// Whether a filter type says who may do what, as far as its name tells: such a one is never left
-/// out, optional or not.
-fn decides_about_access(kind: &str) -> bool {
+/// Whether a filter says who may do what, as far as its name and its types tell: such a one is
+/// never left out, optional or not.
+fn decides_about_access(filter: &pb::HttpFilter, kind: &str) -> bool {
+    let discovered = match &filter.config_type {
+        Some(ConfigType::ConfigDiscovery(source)) => source.type_urls.as_slice(),
+        _ => &[],
+    };
+    let loose = match &filter.config_type {
+        Some(ConfigType::TypedConfig(any)) => typed_struct(&any.type_url, &any.value),
+        _ => None,
+    };
+    let loose = loose.map(|(url, _)| url);
+    let names = [&*filter.name, kind, loose.as_deref().unwrap_or_default()];
+    let mut names = names.into_iter().chain(discovered.iter().map(|url| &**url));
     let parts = ["rbac", "auth", "jwt", "csrf"];
-    parts.iter().any(|part| kind.contains(part))
+    names.any(|name| {
+        let name = name.to_ascii_lowercase();
+        parts.iter().any(|part| name.contains(part))
+    })
 }
 
 /// Why a filter will not be supported either.
@@ -158,7 +172,7 @@ fn unsupported(filter: &pb::HttpFilter, kind: &str, path: &str, problems: &mut P
             format!("HTTP filter {} ({kind}) is not supported yet", filter.name),
             "remove it, or mark it is_optional if requests may pass without it",
         );
-    } else if decides_about_access(kind) {
+    } else if decides_about_access(filter, kind) {
         problems.push(
             path,
             format!(

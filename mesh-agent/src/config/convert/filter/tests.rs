@@ -1,3 +1,4 @@
+use envoy_types::pb::envoy::config::core::v3::ExtensionConfigSource;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
@@ -74,6 +75,82 @@ fn what_is_not_supported_is_refused_by_name() {
         super::chain(&[filter], "hcm", &mut problems);
         let all = format!("{problems:?}");
         assert!(all.contains(kind) && all.contains(reason), "{all}");
+    }
+}
+
+#[test]
+fn optional_filters_are_left_out_unless_they_decide_about_access() {
+    let any = |kind: &str, value| {
+        let type_url = format!("type.googleapis.com/{kind}");
+        Some(ConfigType::TypedConfig(Any { type_url, value }))
+    };
+    // A loose message of a type that nobody here knows: a string in field 1.
+    let loose = |inner: &str| {
+        let mut value = vec![10, inner.len() as u8];
+        value.extend(inner.as_bytes());
+        any("xds.type.v3.TypedStruct", value)
+    };
+    let discovered = |inner: &str| {
+        Some(ConfigType::ConfigDiscovery(ExtensionConfigSource {
+            type_urls: vec![inner.into()],
+            ..Default::default()
+        }))
+    };
+    let extension = "envoy.extensions.filters.http";
+    for (name, config_type, is_left_out) in [
+        ("x", any("acme.Colours", Vec::new()), true),
+        (
+            "x",
+            any(&format!("{extension}.wasm.v3.Wasm"), Vec::new()),
+            true,
+        ),
+        ("x", loose("acme.com/acme.Colours"), true),
+        ("x", discovered("acme.com/acme.Colours"), true),
+        (
+            "x",
+            any(&format!("{extension}.basic_auth.v3.BasicAuth"), Vec::new()),
+            false,
+        ),
+        (
+            "x",
+            any(&format!("{extension}.csrf.v3.CsrfPolicy"), Vec::new()),
+            false,
+        ),
+        ("x", any("acme.RbacCheck", Vec::new()), false),
+        ("x", loose("acme.com/acme.OAuth"), false),
+        ("x", discovered("acme.com/acme.JwtCheck"), false),
+        (
+            "acme.authz",
+            any(&format!("{extension}.wasm.v3.Wasm"), Vec::new()),
+            false,
+        ),
+        (
+            "envoy.filters.http.rbac",
+            discovered("acme.com/acme.Colours"),
+            false,
+        ),
+        ("envoy.filters.http.ext_authz", None, false),
+    ] {
+        for is_optional in [true, false] {
+            let filter = HttpFilter {
+                name: name.into(),
+                config_type: config_type.clone(),
+                is_optional,
+                ..Default::default()
+            };
+            let router = HttpFilter {
+                name: "envoy.filters.http.router".into(),
+                ..Default::default()
+            };
+            let mut problems = Problems::default();
+            super::chain(&[filter, router], "hcm", &mut problems);
+            let told = problems.finish(|| ()).is_err();
+            let wanted = !(is_optional && is_left_out);
+            assert_eq!(
+                told, wanted,
+                "{name} {config_type:?} optional: {is_optional}"
+            );
+        }
     }
 }
 
