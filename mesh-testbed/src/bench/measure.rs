@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use mesh_testbed::wire::Pace;
 use mesh_testbed::{Connect, Paced};
+use nix::sys::resource::{Resource, getrlimit};
 use serde::Serialize;
 
 use super::cpu::Machine;
@@ -21,6 +22,8 @@ const HELD: [(usize, Metric); 3] = [
     (1000, Metric::Rss),
     (10_000, Metric::Rss10k),
 ];
+/// What a proxy has open besides.
+const SPARE_FILES: u64 = 500;
 /// How often a measurement is tried.
 const ATTEMPTS: u32 = 3;
 
@@ -366,7 +369,13 @@ fn memory_of_held(stage: &Stage, path: Path) -> Result<Vec<(Metric, f64)>> {
     let mut values = Vec::new();
     let mut all = Vec::new();
     let mut open = 0;
+    let (files, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
     for (count, metric) in HELD {
+        // A proxy has two sockets for each.
+        if 2 * count as u64 + SPARE_FILES > files {
+            eprintln!("bench: {count} connections need more than {files} open files: left out");
+            continue;
+        }
         if count > open {
             let held = Connect::to(stage.address(path, Port::Web))
                 .times(count - open)
