@@ -54,6 +54,7 @@ const FILES: &[&str] = &[
     "envoy/extensions/internal_redirect/allow_listed_routes/v3/allow_listed_routes_config.proto",
     "envoy/extensions/internal_redirect/previous_routes/v3/previous_routes_config.proto",
     "envoy/extensions/internal_redirect/safe_cross_scheme/v3/safe_cross_scheme_config.proto",
+    "envoy/extensions/load_balancing_policies/client_side_weighted_round_robin/v3/client_side_weighted_round_robin.proto",
     "envoy/extensions/load_balancing_policies/least_request/v3/least_request.proto",
     "envoy/extensions/load_balancing_policies/maglev/v3/maglev.proto",
     "envoy/extensions/load_balancing_policies/random/v3/random.proto",

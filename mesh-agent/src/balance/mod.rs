@@ -6,6 +6,7 @@
 
 pub mod edf;
 pub mod hash;
+pub mod load_report;
 pub mod locality;
 pub mod maglev;
 pub mod outlier;

@@ -584,6 +584,13 @@ const UNDERSTOOD: &[Entry] = &[
         "",
     ),
     (
+        "envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin",
+        "enable_oob_load_report blackout_period weight_expiration_period weight_update_period \
+         error_utilization_penalty metric_names_for_computing_utilization",
+        // Of reports out of band, which are refused.
+        "oob_reporting_period oob_reporting_config",
+    ),
+    (
         "envoy.extensions.load_balancing_policies.random.v3.Random",
         "",
         "",

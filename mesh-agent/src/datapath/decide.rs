@@ -197,6 +197,8 @@ fn needs_agent(cluster: &ClusterView) -> Option<&'static str> {
         Some("upstream_bind_config is set")
     } else if config.slow_start.is_some() {
         Some("slow_start_config is set")
+    } else if config.client_weights.is_some() {
+        Some("client_side_weighted_round_robin: endpoints report to the agent")
     } else if config.subsets.is_some() {
         Some("lb_subset_config is set")
     } else if config.tcp_keepalive.is_some() {
@@ -240,7 +242,7 @@ fn direct(view: ViewId, clusters: &[(&Arc<ClusterView>, f64)], hash_source_ip: b
                 LbKind::LeastConnections,
                 "plain tcp_proxy, LEAST_REQUEST on connections",
             ),
-            LbPolicy::RoundRobin | LbPolicy::ClusterProvided => {
+            LbPolicy::RoundRobin | LbPolicy::ClientWeighted | LbPolicy::ClusterProvided => {
                 (LbKind::RoundRobin, "plain tcp_proxy, ROUND_ROBIN")
             }
         },

@@ -184,6 +184,12 @@ fn pick_host(cluster: &ClusterView, pool: &Pool, hash: u64, attempt: usize) -> O
                 due(pool, |host| least_weight(host, active_request_bias))
             }
         }
+        LbPolicy::ClientWeighted => {
+            if let Some(config) = &cluster.config.client_weights {
+                cluster.weigh(config);
+            }
+            due(pool, |host| host.state.reported.current())
+        }
         LbPolicy::RoundRobin | LbPolicy::ClusterProvided => pool.round_robin(),
     };
     Some(host.clone())

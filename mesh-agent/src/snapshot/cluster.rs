@@ -21,6 +21,7 @@ use super::balancer::{Balancer, Settings};
 use super::breakers::{ByPriority, Resources};
 use super::checked::Checked;
 use super::outlier;
+use super::reported::Reported;
 use super::subsets::{BySubset, Chosen};
 
 /// A cluster as one snapshot sees it.
@@ -171,6 +172,8 @@ pub struct ClusterState {
     pub stats: ClusterStats,
     /// What circuit breakers count.
     pub resources: Resources,
+    /// When weights were computed of endpoints' reports; milliseconds.
+    pub(super) weighed_ms: AtomicU64,
     /// Grows when an endpoint's health changes.
     health: AtomicU64,
 }
@@ -182,6 +185,7 @@ impl ClusterState {
             name,
             stats: ClusterStats::default(),
             resources: Resources::default(),
+            weighed_ms: AtomicU64::new(0),
             health: AtomicU64::new(0),
         }
     }
@@ -283,6 +287,8 @@ pub struct HostState {
     pub rq_success: AtomicU64,
     /// Requests answered 5xx or reset.
     pub rq_error: AtomicU64,
+    /// What it reports of its load.
+    pub reported: Reported,
     /// Since when it is there, or well again: milliseconds since the process began to count.
     well_since: AtomicU64,
 }
@@ -297,6 +303,7 @@ impl Default for HostState {
             rq_total: AtomicU64::new(0),
             rq_success: AtomicU64::new(0),
             rq_error: AtomicU64::new(0),
+            reported: Reported::default(),
             well_since: AtomicU64::new(now_ms()),
         }
     }

@@ -14,6 +14,7 @@ mod compile;
 mod listeners;
 pub mod outlier;
 mod places;
+pub mod reported;
 mod retired;
 pub mod slots;
 mod subsets;

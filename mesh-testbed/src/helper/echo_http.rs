@@ -2,7 +2,7 @@
 //!
 //! A request may ask for something else: `x-echo-status: 503` sets the status, `x-echo-delay-ms`
 //! the wait before the response, `x-echo-bytes` a body of that length, `x-echo-header: a=b` a
-//! header. A list, as in `x-echo-status: 503,200`, has a value for each of a proxy's attempts, by
+//! header (`%2C` is a comma in it); `x-echo-header-NAME` is for the server called NAME. A list, as in `x-echo-status: 503,200`, has a value for each of a proxy's attempts, by
 //! `x-envoy-attempt-count`; the last one holds for all that follow. `x-echo: body`, or a
 //! content type of gRPC, streams the request's body back, with `grpc-status: 0` as trailer for
 //! gRPC. A call of `grpc.health.v1.Health/Check` is told SERVING. What a request with `x-echo-remember: KEY` asked is told, instead of to itself only, to
@@ -141,11 +141,13 @@ impl Context {
         let status = number::<u16>(headers, "x-echo-status")
             .and_then(|status| StatusCode::from_u16(status).ok())
             .unwrap_or(StatusCode::OK);
-        let header = nth(headers, "x-echo-header").and_then(|text| {
+        let own = format!("x-echo-header-{}", self.args.name);
+        let header = nth(headers, &own).or_else(|| nth(headers, "x-echo-header"));
+        let header = header.and_then(|text| {
             let (name, value) = text.split_once('=')?;
             Some((
                 hyper::header::HeaderName::from_str(name).ok()?,
-                HeaderValue::from_str(value).ok()?,
+                HeaderValue::from_str(&value.replace("%2C", ",")).ok()?,
             ))
         });
         if headers.contains_key(UPGRADE) {

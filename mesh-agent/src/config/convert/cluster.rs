@@ -31,8 +31,8 @@ use crate::config::model::endpoint::LoadAssignment;
 use crate::config::model::tls::UpstreamTransport;
 
 use super::{
-    Converted, IGNORED_NETWORK_FILTERS, Problems, decode, duration, endpoint, hbone, health_check,
-    is_one_of, outlier, slow_start, subset, timeout, tls, type_name,
+    Converted, IGNORED_NETWORK_FILTERS, Problems, client_weights, decode, duration, endpoint,
+    hbone, health_check, is_one_of, outlier, slow_start, subset, timeout, tls, type_name,
 };
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -109,6 +109,9 @@ fn convert(message: &pb::Cluster, problems: &mut Problems) -> Option<Cluster> {
         discovery: discovery(message, problems)?,
         lb: lb?,
         slow_start: slow_start::of(message, problems),
+        client_weights: client_weights::of(message, problems)
+            .filter(|_| lb == Some(LbPolicy::ClientWeighted))
+            .map(Arc::new),
         subsets,
         panic_threshold_percent: panic_threshold(&common, problems),
         locality_weighted: matches!(
@@ -352,6 +355,7 @@ fn typed_policy(policy: &pb::LoadBalancingPolicy, problems: &mut Problems) -> Op
             "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin" => {
                 return Some(LbPolicy::RoundRobin);
             }
+            client_weights::KIND => return Some(LbPolicy::ClientWeighted),
             "envoy.extensions.load_balancing_policies.random.v3.Random" => {
                 return Some(LbPolicy::Random);
             }

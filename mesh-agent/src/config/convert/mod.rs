@@ -5,6 +5,7 @@
 mod access_log;
 mod address;
 mod alpn;
+mod client_weights;
 mod cluster;
 mod endpoint;
 mod filter;

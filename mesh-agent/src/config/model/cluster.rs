@@ -9,6 +9,7 @@ use crate::balance::hash::HashFunction;
 use crate::balance::ring::RingSize;
 use crate::balance::subset;
 
+use super::client_weights::ClientWeights;
 use super::endpoint::LoadAssignment;
 use super::health_check::HealthCheck;
 use super::outlier::OutlierDetection;
@@ -25,6 +26,8 @@ pub struct Cluster {
     pub lb: LbPolicy,
     /// Endpoints that are new, or well again, get fewer requests at first.
     pub slow_start: Option<SlowStart>,
+    /// How reports make weights, for [`LbPolicy::ClientWeighted`].
+    pub client_weights: Option<Arc<ClientWeights>>,
     /// Endpoints are grouped by their metadata, and requests choose a group.
     pub subsets: Option<Arc<Subsetting>>,
     /// Below this share of healthy endpoints, all are used (percent, default 50; 0 disables).
@@ -204,6 +207,8 @@ pub enum LbPolicy {
         /// Endpoints are told by their names instead of their addresses.
         by_hostname: bool,
     },
+    /// Weighted round robin, by the weights that endpoints' reports make.
+    ClientWeighted,
     /// Only for ORIGINAL_DST clusters.
     ClusterProvided,
 }

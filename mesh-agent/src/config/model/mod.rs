@@ -6,6 +6,7 @@
 //! is left to do per request.
 
 pub mod access_log;
+pub mod client_weights;
 pub mod cluster;
 pub mod domains;
 pub mod endpoint;

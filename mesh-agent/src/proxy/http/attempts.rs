@@ -123,6 +123,9 @@ impl Attempts<'_> {
             if let Some(seen) = seen(&outcome) {
                 serving.observe(seen);
             }
+            if let Outcome::Answered(answer) = &outcome {
+                serving.reported(&answer.headers);
+            }
             if let Some(retry) = &mut self.retry {
                 retry.tried.add(self.cluster, &target);
             }

@@ -458,6 +458,11 @@ impl Body for ProxyBody {
         match streamed.body.poll_frame(cx) {
             Poll::Ready(frame) => {
                 streamed.limits.touch();
+                if let Some(Ok(frame)) = &frame
+                    && let Some(trailers) = frame.trailers_ref()
+                {
+                    streamed.serving.reported(trailers);
+                }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Upstream)))
             }
             Poll::Pending => {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 
+use crate::balance::load_report::LoadReport;
 use crate::config::model::cluster::{Http2Options, RoutingPriority, UpstreamProtocol};
 use crate::config::model::listener::AlpnOverride;
 use crate::config::model::response_flag::ResponseFlag;
@@ -149,6 +150,16 @@ impl Serving {
     pub(super) fn observe(&self, outcome: outlier::Outcome) {
         if let Target::Host(host) = &self.0.target {
             outlier::observe(&self.0.cluster, host, outcome);
+        }
+    }
+
+    /// Takes the endpoint's report of its load, where requests are given by it.
+    pub(super) fn reported(&self, headers: &HeaderMap) {
+        if let (Some(config), Target::Host(host)) =
+            (&self.0.cluster.config.client_weights, &self.0.target)
+            && let Some(report) = LoadReport::of(headers)
+        {
+            host.state.reported.take(&report, config);
         }
     }
 
