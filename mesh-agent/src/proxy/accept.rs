@@ -176,10 +176,9 @@ async fn listened(
             )
         }
         DownstreamTransport::Tls(tls) => {
-            let accepting =
-                context
-                    .tls
-                    .accept(tls, &caught.pod, &facts.application_protocols, stream);
+            // On its own: connections that are not encrypted need not make room for it.
+            let protocols = &facts.application_protocols;
+            let accepting = Box::pin(context.tls.accept(tls, &caught.pod, protocols, stream));
             let patience = tls.handshake_timeout.unwrap_or(HANDSHAKE);
             let accepted = tokio::time::timeout(patience, accepting)
                 .await

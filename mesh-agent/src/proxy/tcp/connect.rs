@@ -104,14 +104,16 @@ async fn secured(
             return Ok(Stream::Plain(stream));
         }
         UpstreamTransport::Hbone(tls) => {
-            let tunnelled = hbone::connect(context, cluster, target, tls, caught, options).await?;
+            // On its own, as TLS below: most connections need not make room for it.
+            let tunnel = hbone::connect(context, cluster, target, tls, caught, options);
+            let tunnelled = Box::pin(tunnel).await?;
             return Ok(Stream::Tunnelled(Box::new(tunnelled)));
         }
         UpstreamTransport::Tls(tls) => tls,
     };
     let stream = upstream::connect(&caught.pod, address, options).await?;
     let left = options.timeout.saturating_sub(start.elapsed());
-    let connecting = context.tls.connect(tls, &caught.pod, offer, stream);
+    let connecting = Box::pin(context.tls.connect(tls, &caught.pod, offer, stream));
     let connected = tokio::time::timeout(left, connecting)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));

@@ -80,7 +80,8 @@ pub(in crate::proxy) async fn copy(
         (Stream::Plain(downstream), Stream::Plain(upstream)) => {
             plain(pool, prefix, &downstream, &upstream, ends).await
         }
-        (downstream, upstream) => relayed(pool, prefix, downstream, upstream, ends).await,
+        // On its own: connections that are not encrypted need not make room for it.
+        (downstream, upstream) => Box::pin(relayed(pool, prefix, downstream, upstream, ends)).await,
     }
 }
 

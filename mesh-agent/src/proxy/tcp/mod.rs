@@ -65,9 +65,9 @@ pub(super) struct Upstream {
     /// Counts it: for the endpoint, and for the application where its pod's side is served here.
     counted: SmallVec<[(Open, InFlight); 2]>,
     /// The record of that side.
-    here: Option<ConnectionRecord>,
+    here: Option<Box<ConnectionRecord>>,
     /// That side among those that stand by its pod's rules.
-    stands: Option<Entry>,
+    stands: Option<Box<Entry>>,
 }
 
 /// Copies both ways until both sides have ended, or the connection is `denied`.
@@ -81,7 +81,7 @@ pub(super) async fn carry(
 ) {
     let ends = Ends {
         idle: proxy.idle_timeout,
-        denied: [denied, upstream.stands.as_ref().map(Entry::denied)],
+        denied: [denied, upstream.stands.as_deref().map(Entry::denied)],
     };
     let copied = copy(context, stream, upstream.stream, ends).await;
     record.carried(copied.sent, copied.received);
@@ -234,8 +234,8 @@ async fn here(
     let connecting = connect_upstream(context, &arrival.caught, &view, proxy, &mut theirs);
     let connected = Box::pin(connecting).await;
     Some(connected.map(|connected| Upstream {
-        here: Some(theirs),
-        stands: Some(stands),
+        here: Some(Box::new(theirs)),
+        stands: Some(Box::new(stands)),
         ..connected
     }))
 }
