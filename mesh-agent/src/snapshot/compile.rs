@@ -98,6 +98,7 @@ fn compile_view(
             if clusters.is_empty()
                 && same_routes.is_some()
                 && Arc::ptr_eq(&view.resources.endpoints, &resources.endpoints)
+                && Arc::ptr_eq(&view.resources.secrets, &resources.secrets)
             {
                 return view.clone();
             }
