@@ -128,3 +128,59 @@ fn a_client_comes_to_the_same_endpoint_whoever_chooses() -> Result<()> {
     agent.terminate()?;
     Ok(())
 }
+
+/// Which of two clusters it is, is drawn; within each a client has its own endpoint.
+#[test]
+fn a_canary_by_weight_keeps_each_client_at_its_endpoint_of_either_cluster() -> Result<()> {
+    needs_root!(Ok(()));
+    let bed = Bed::new()?;
+    let clients = &bed.clients[..5];
+    let ends = |six: bool, servers: &[Server]| -> Vec<SocketAddr> {
+        let end = |one: &Server| if six { one.addr6() } else { one.addr4() };
+        servers.iter().map(end).collect()
+    };
+    let mut config = Config::default();
+    for client in clients {
+        config = config.enrol(client, "");
+    }
+    for six in [false, true] {
+        let names = ["stable", "canary"].map(|name| format!("{name}-{six}"));
+        let weighted = format!(
+            "weighted_clusters: {{clusters: [{{name: {}, weight: 2}}, {{name: {}, weight: 1}}]}}",
+            names[0], names[1]
+        );
+        for (kernel, extra) in [(true, BY_SOURCE), (false, IN_AGENT)] {
+            let filter = format!(
+                "{{name: tcp, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.\
+                 network.tcp_proxy.v3.TcpProxy, stat_prefix: t, {weighted}{extra}}}}}"
+            );
+            let name = format!("{six}-{kernel}");
+            config = config.listener(&name, bed.vip(0, six, kernel), "OUTBOUND", &filter);
+        }
+        let (stable, canary) = bed.servers.split_at(3);
+        config = config
+            .cluster_with(&names[0], &ends(six, stable), ", lb_policy: MAGLEV")
+            .cluster_with(&names[1], &ends(six, canary), ", lb_policy: RING_HASH");
+    }
+    let agent = MeshAgent::start(&bed.testbed, &config.yaml())?;
+    let services = agent.get("/services")?.body;
+    assert_eq!(services.matches("\"direct\"").count(), 2, "{services}");
+    for six in [false, true] {
+        for client in clients {
+            let mut chosen = [true, false].map(|kernel| (kernel, BTreeSet::new()));
+            for (kernel, names) in &mut chosen {
+                let all = Connect::to(bed.vip(0, six, *kernel))
+                    .times(60)
+                    .run(client)?;
+                for one in all {
+                    names.insert(greeted_by(&one)?);
+                }
+            }
+            let [(_, kernel), (_, agent)] = chosen;
+            assert_eq!(kernel, agent, "{} {six}", client.name());
+            let canaries = kernel.iter().filter(|name| *name >= &"9003".to_owned());
+            assert_eq!((kernel.len(), canaries.count()), (2, 1), "{kernel:?}");
+        }
+    }
+    Ok(())
+}

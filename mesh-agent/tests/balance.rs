@@ -357,3 +357,37 @@ fn requests_follow_the_original_destination_or_the_header_that_names_one() -> Re
     assert_eq!(bad.status, 503);
     Ok(())
 }
+
+/// Of eight draws among two endpoints hardly any misses the one with fewer connections.
+#[test]
+fn more_choices_than_two_are_the_kernels_too() -> Result<()> {
+    needs_root!(Ok(()));
+    let testbed = Testbed::new()?;
+    let (client, pod) = (testbed.pod("client")?, testbed.pod("server")?);
+    let servers = [Server::tcp(&pod, "a", 9000)?, Server::tcp(&pod, "b", 9001)?];
+    let choices = |count: u32| {
+        format!(", lb_policy: LEAST_REQUEST, least_request_lb_config: {{choice_count: {count}}}")
+    };
+    let ends: Vec<SocketAddr> = servers.iter().map(Server::addr4).collect();
+    let (eight, nine): (SocketAddr, SocketAddr) =
+        ((testbed.vip4(7), 700).into(), (testbed.vip4(8), 700).into());
+    let config = Config::default()
+        .enrol(&client, "")
+        .tcp("eight", eight, "")
+        .tcp("nine", nine, "")
+        .cluster_with("eight", &ends, &choices(8))
+        .cluster_with("nine", &ends, &choices(9));
+    let agent = MeshAgent::start(&testbed, &config.yaml())?;
+    let services = agent.get("/services")?.body;
+    assert_eq!(services.matches("\"direct\"").count(), 1, "{services}");
+    assert!(services.contains("choice_count above 8"), "{services}");
+    let held = Connect::to(eight).times(60).hold(&client)?;
+    let mut at_a = 0_i32;
+    for one in &held.connections {
+        at_a += i32::from(greeted_by(one)? == "a");
+    }
+    // With two choices they would differ by eight or so now and then.
+    assert!((at_a - 30).abs() <= 3, "{at_a} of 60");
+    assert!(greeted_by(&Connect::to(nine).run_one(&client)?).is_ok());
+    Ok(())
+}

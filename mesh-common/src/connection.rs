@@ -48,6 +48,8 @@ pub mod sk_flags {
     pub const LEFT: u16 = 1 << 6;
     /// The application of an enrolled pod accepted it: nothing was chosen, it is only told of.
     pub const INBOUND: u16 = 1 << 7;
+    /// The socket is a subflow of a multipath connection, whose own state is that of the whole.
+    pub const SUBFLOW: u16 = 1 << 8;
     /// Whatever must be released.
     pub const RESERVED: u16 = IN_CLUSTER | IN_BACKEND | IN_SERVICE;
 }

@@ -29,8 +29,8 @@ pub use event::{DeniedKey, End, Event, EventKind};
 pub use listen::{InboundPod, ListenKey, ListenKind};
 pub use pod::{CaptureAction, CidrKey, Direction, Pod, PodFlags, PortKey};
 pub use service::{
-    Backend, LbKind, Service, ServiceFlags, ServiceKey, ServiceState, Slot, SlotKey, UNLIMITED,
-    Verdict,
+    Backend, LbKind, MAX_CHOICES, Service, ServiceFlags, ServiceKey, ServiceState, Slot, SlotKey,
+    UNLIMITED, Verdict,
 };
 
 /// Version of all layouts in this crate.

@@ -35,9 +35,12 @@ pub struct Service {
     pub lb: u8,
     /// [`ServiceFlags`]
     pub flags: u8,
-    /// Zero.
-    pub pad: u8,
+    /// Of [`LbKind::LeastConnections`]: among how many random slots; 0 is 2.
+    pub choices: u8,
 }
+
+/// More random slots are not looked at: each is a step for the verifier.
+pub const MAX_CHOICES: u8 = 8;
 
 /// What the connect hook does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +64,7 @@ pub enum LbKind {
     RoundRobin = 0,
     /// A random slot.
     Random = 1,
-    /// The less loaded of two random slots.
+    /// The least loaded of [`Service::choices`] random slots.
     LeastConnections = 2,
     /// The slot that is written for the pod that connects, see [`SlotKey::of_pod`]; a random one
     /// if there is none.
@@ -90,11 +93,17 @@ pub struct SlotKey {
 }
 
 impl SlotKey {
-    /// The number of the slot for connections of one pod, by [`crate::Pod::pod_id`].
+    /// The number of the slot for connections of one pod, by [`crate::Pod::pod_id`]; `set` tells
+    /// apart several of a service, see [`Slot::by_pod`].
     #[inline(always)]
-    pub const fn of_pod(pod_id: u32) -> u32 {
-        1 << 31 | pod_id
+    pub const fn of_pod(pod_id: u32, set: u32) -> u32 {
+        1 << 31 | (set & Self::MAX_SET) << Self::POD_BITS | (pod_id & ((1 << Self::POD_BITS) - 1))
     }
+
+    const POD_BITS: u32 = 25;
+
+    /// The highest number of a set.
+    pub const MAX_SET: u32 = (1 << (31 - Self::POD_BITS)) - 1;
 }
 
 /// One share of a service's new connections, with the limits of the cluster it comes from. Limits
@@ -111,8 +120,9 @@ pub struct Slot {
     pub max_connections: u32,
     /// Connections of the cluster to this backend allowed at once; likewise.
     pub max_per_endpoint: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Not 0: it stands for a cluster that chooses by the client's address. The slot of the pod that
+    /// connects, in the set of this number, goes instead if there is one.
+    pub by_pod: u32,
 }
 
 /// A number of connections that is no limit. Envoy: `max_connections: 4294967295`, as Istio sets.

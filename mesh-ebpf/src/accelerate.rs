@@ -10,7 +10,7 @@ use core::ptr::read_volatile;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_socket_cookie};
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::{
     AccelerationFlags, Addr, Counter, Ends, FastKey, Flow, Hello, Pair, PairEnds, Side, SkState,
@@ -18,7 +18,7 @@ use mesh_common::{
 };
 
 use crate::capture;
-use crate::maps::{ACCEL, FAST, FLOW, HABITS, IN_PODS, NEAR, PAIRS, PEERS, PODS, count};
+use crate::maps::{ACCEL, FAST, FLOW, HABITS, IN_PODS, NEAR, PAIRS, PEERS, count};
 use crate::sock_ops::local;
 
 const AF_INET: u32 = 2;
@@ -116,7 +116,7 @@ pub(crate) fn connected(ctx: &SockOpsContext, sk: *mut bpf_sock, state: &SkState
     }
 }
 
-/// The server's handshake is done; `told`: its side is told of, too.
+/// The server's handshake is done, in an enrolled pod; `told`: its side is told of, too.
 #[inline(always)]
 pub(crate) fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock, told: bool) {
     if flags() == 0 {
@@ -144,10 +144,6 @@ pub(crate) fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock, told: bool) {
         )
     };
     if (hello.next_sent, hello.next_received) != (next_received, next_sent) {
-        return;
-    }
-    // SAFETY: the hook's own context; the agent replaces values whole.
-    if unsafe { PODS.get(bpf_get_netns_cookie(ctx.as_ptr())) }.is_none() {
         return;
     }
     let _ = PEERS.remove(ends);
@@ -182,6 +178,12 @@ pub(crate) fn ended(sk: *mut bpf_sock, state: &SkState) -> (u64, u64) {
     }
     learn(state.svc_id, messages);
     (client, server)
+}
+
+/// Whether anything is accelerated.
+#[inline(always)]
+pub(crate) fn is_on() -> bool {
+    flags() != 0
 }
 
 #[inline(always)]

@@ -8,8 +8,8 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::{
-    Addr, Backend, Counter, HEARTBEAT_STALE_NS, LbKind, OUTBOUND_PORT, Pod, Service, ServiceFlags,
-    ServiceKey, SkState, Slot, SlotKey, TCP, Verdict, sk_flags,
+    Addr, Counter, HEARTBEAT_STALE_NS, LbKind, MAX_CHOICES, OUTBOUND_PORT, Pod, Service,
+    ServiceFlags, ServiceKey, ServiceState, SkState, Slot, SlotKey, TCP, Verdict, sk_flags,
 };
 
 use crate::atomic::{add, fetch_add};
@@ -53,7 +53,8 @@ pub(crate) fn classify(ctx: &SockAddrContext, pod: &Pod, state: &mut SkState) ->
         return Outcome::Leave;
     };
     state.svc_id = service.svc_id;
-    if let Some(counters) = SVC_STATE.get_ptr_mut(service.svc_id) {
+    let counters = SVC_STATE.get_ptr_mut(service.svc_id);
+    if let Some(counters) = counters {
         // SAFETY: a live, aligned map value.
         unsafe { add(&raw mut (*counters).connects, 1) };
     }
@@ -62,10 +63,10 @@ pub(crate) fn classify(ctx: &SockAddrContext, pod: &Pod, state: &mut SkState) ->
         return Outcome::Leave;
     }
     if service.verdict == Verdict::Direct as u8 {
-        return direct(service, pod, state);
+        return direct(service, counters, pod, state);
     }
     if service.verdict != Verdict::Agent as u8 {
-        return refuse(service, state, Counter::Deny);
+        return refuse(counters, state, Counter::Deny);
     }
     let heartbeat_ns = control.map_or(0, |control| control.heartbeat_ns);
     if agent_listens(ctx, &addr, heartbeat_ns) {
@@ -74,13 +75,13 @@ pub(crate) fn classify(ctx: &SockAddrContext, pod: &Pod, state: &mut SkState) ->
         return Outcome::Rewrite(agent_address(&addr), OUTBOUND_PORT);
     }
     if service.flags & ServiceFlags::FAIL_OPEN == 0 {
-        return refuse(service, state, Counter::AgentDown);
+        return refuse(counters, state, Counter::AgentDown);
     }
     count(Counter::FailOpen);
     if service.slots == 0 {
         Outcome::Leave
     } else {
-        direct(service, pod, state)
+        direct(service, counters, pod, state)
     }
 }
 
@@ -93,8 +94,8 @@ pub(crate) fn is_own(pod: &Pod, addr: &Addr) -> bool {
 }
 
 #[inline(always)]
-fn refuse(service: &Service, state: &SkState, why: Counter) -> Outcome {
-    if let Some(counters) = SVC_STATE.get_ptr_mut(service.svc_id) {
+fn refuse(counters: Option<*mut ServiceState>, state: &SkState, why: Counter) -> Outcome {
+    if let Some(counters) = counters {
         // SAFETY: a live, aligned map value.
         unsafe { add(&raw mut (*counters).refused, 1) };
     }
@@ -134,12 +135,21 @@ fn find<'a>(view_id: u32, addr: &Addr, port: u16) -> Option<&'a Service> {
 
 /// Picks a backend and takes a place among its connections.
 #[inline(always)]
-fn direct(service: &Service, pod: &Pod, state: &mut SkState) -> Outcome {
-    let Some((slot, backend)) = pick(service, pod) else {
-        return refuse(service, state, Counter::NoBackend);
+fn direct(
+    service: &Service,
+    counters: Option<*mut ServiceState>,
+    pod: &Pod,
+    state: &mut SkState,
+) -> Outcome {
+    let Some(slot) = pick(service, counters, pod) else {
+        return refuse(counters, state, Counter::NoBackend);
     };
-    if !reserve::take(state, slot) {
-        return refuse(service, state, Counter::Overflow);
+    // SAFETY: backends are written before the slots that name them.
+    let Some(backend) = (unsafe { BACK.get(slot.backend_id) }) else {
+        return refuse(counters, state, Counter::NoBackend);
+    };
+    if !reserve::take(state, slot, counters) {
+        return refuse(counters, state, Counter::Overflow);
     }
     state.flags |= sk_flags::DIRECT;
     count(Counter::Direct);
@@ -147,31 +157,54 @@ fn direct(service: &Service, pod: &Pod, state: &mut SkState) -> Outcome {
 }
 
 #[inline(always)]
-fn pick<'a>(service: &Service, pod: &Pod) -> Option<(&'a Slot, &'a Backend)> {
+fn pick<'a>(service: &Service, counters: Option<*mut ServiceState>, pod: &Pod) -> Option<&'a Slot> {
     if service.slots == 0 {
         return None;
     }
     if service.lb == LbKind::SourceAddress as u8
-        && let Some(own) = slot_at(service, SlotKey::of_pod(pod.pod_id))
+        && let Some(own) = slot_at(service, SlotKey::of_pod(pod.pod_id, 0))
     {
         return Some(own);
     }
     let number = if service.lb == LbKind::RoundRobin as u8
-        && let Some(counters) = SVC_STATE.get_ptr_mut(service.svc_id)
+        && let Some(counters) = counters
     {
         // SAFETY: a live, aligned map value.
         unsafe { fetch_add(&raw mut (*counters).cursor, 1) as u32 }
     } else {
         random()
     };
-    let first = backend_at(service, number)?;
-    if service.lb != LbKind::LeastConnections as u8 || service.slots == 1 {
-        return Some(first);
+    let first = slot_of(service, number)?;
+    if service.lb == LbKind::LeastConnections as u8 && service.slots > 1 {
+        return Some(least_connections(service, first));
     }
-    // Power of two choices, as Envoy's LEAST_REQUEST with choice_count 2.
-    let second = backend_at(service, random())?;
-    let busier = reserve::active(first.0) > reserve::active(second.0);
-    Some(if busier { second } else { first })
+    // The cluster is drawn; which of its endpoints is the client's address to say.
+    if first.by_pod != 0
+        && let Some(own) = slot_at(service, SlotKey::of_pod(pod.pod_id, first.by_pod))
+    {
+        return Some(own);
+    }
+    Some(first)
+}
+
+/// Power of choices, as Envoy's LEAST_REQUEST with `choice_count`.
+#[inline(always)]
+fn least_connections<'a>(service: &Service, first: &'a Slot) -> &'a Slot {
+    let (mut best, mut least) = (first, reserve::active(first));
+    let mut looked_at = 1;
+    while looked_at < MAX_CHOICES {
+        if looked_at >= 2 && looked_at >= service.choices {
+            break;
+        }
+        if let Some(other) = slot_of(service, random()) {
+            let active = reserve::active(other);
+            if active < least {
+                (best, least) = (other, active);
+            }
+        }
+        looked_at += 1;
+    }
+    best
 }
 
 #[inline(always)]
@@ -181,23 +214,20 @@ fn random() -> u32 {
 }
 
 #[inline(always)]
-fn backend_at<'a>(service: &Service, number: u32) -> Option<(&'a Slot, &'a Backend)> {
+fn slot_of<'a>(service: &Service, number: u32) -> Option<&'a Slot> {
     // `%` would call a panic that never returns, which the verifier rejects.
     slot_at(service, number.checked_rem(service.slots)?)
 }
 
 #[inline(always)]
-fn slot_at<'a>(service: &Service, slot: u32) -> Option<(&'a Slot, &'a Backend)> {
+fn slot_at<'a>(service: &Service, slot: u32) -> Option<&'a Slot> {
     let key = SlotKey {
         svc_id: service.svc_id,
         generation: service.generation,
         slot,
     };
-    // SAFETY: slots and backends are written before the service that names them.
-    unsafe {
-        let slot = SLOTS.get(key)?;
-        Some((slot, BACK.get(slot.backend_id)?))
-    }
+    // SAFETY: slots are written before the service that names them.
+    unsafe { SLOTS.get(key) }
 }
 
 /// The agent's listener for the family the application dialled.

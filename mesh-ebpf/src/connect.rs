@@ -129,7 +129,7 @@ fn remember(sk: *mut bpf_sock, multipath: *mut bpf_sock, state: &mut SkState) ->
         return false;
     }
     let mut subflow = *state;
-    subflow.flags &= !sk_flags::RESERVED;
+    subflow.flags = subflow.flags & !sk_flags::RESERVED | sk_flags::SUBFLOW;
     if sk_state::put(sk, &mut subflow) {
         return true;
     }

@@ -5,7 +5,7 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock};
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockOpsContext;
-use mesh_common::{SkState, sk_flags};
+use mesh_common::{Pod, SkState, sk_flags};
 
 use crate::accelerate::remote;
 use crate::classify::is_own;
@@ -13,15 +13,23 @@ use crate::maps::{IN_PODS, PODS};
 use crate::sock_ops::local;
 use crate::{capture, events, sk_state};
 
-/// The server's handshake is done. Says whether the connection is told of.
+/// The enrolled pod that the socket is in, with its namespace.
 #[inline(always)]
-pub(crate) fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock) -> bool {
+pub(crate) fn pod<'a>(ctx: &SockOpsContext) -> Option<(u64, &'a Pod)> {
     // SAFETY: the hook's own context.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: the agent replaces values whole.
-    let Some(pod) = (unsafe { PODS.get(netns_cookie) }) else {
-        return false;
-    };
+    let pod = unsafe { PODS.get(netns_cookie) }?;
+    Some((netns_cookie, pod))
+}
+
+/// The server's handshake is done. Says whether the connection is told of.
+#[inline(always)]
+pub(crate) fn accepted(
+    ctx: &SockOpsContext,
+    sk: *mut bpf_sock,
+    (netns_cookie, pod): (u64, &Pod),
+) -> bool {
     let (own, port) = local(ctx);
     let (peer, _) = remote(ctx);
     // From inside the pod, which is also how the agent reaches the application.

@@ -3,7 +3,7 @@
 //! A place is taken by adding first and looking afterwards: of many connects at once no more get
 //! one than there are. One that got none takes its addition back.
 
-use mesh_common::{Conns, ConnsKey, SkState, Slot, UNLIMITED, sk_flags};
+use mesh_common::{Conns, ConnsKey, ServiceState, SkState, Slot, UNLIMITED, sk_flags};
 
 use crate::atomic::{add, fetch_add};
 use crate::maps::{CONNS, SVC_STATE};
@@ -25,7 +25,7 @@ pub(crate) fn active(slot: &Slot) -> u64 {
 /// back. Says whether there was one. What has no counter, because it is being removed from the
 /// configuration, is not counted.
 #[inline(always)]
-pub(crate) fn take(state: &mut SkState, slot: &Slot) -> bool {
+pub(crate) fn take(state: &mut SkState, slot: &Slot, service: Option<*mut ServiceState>) -> bool {
     state.cluster = slot.cluster;
     state.backend_id = slot.backend_id;
     let cluster = CONNS.get_ptr_mut(ConnsKey::whole(slot.cluster));
@@ -48,7 +48,7 @@ pub(crate) fn take(state: &mut SkState, slot: &Slot) -> bool {
         // SAFETY: as above.
         unsafe { add(&raw mut (*cluster).total, 1) };
     }
-    if let Some(service) = SVC_STATE.get_ptr_mut(state.svc_id) {
+    if let Some(service) = service {
         // SAFETY: a live, aligned map value.
         unsafe { add(&raw mut (*service).active, 1) };
         state.flags |= sk_flags::IN_SERVICE;

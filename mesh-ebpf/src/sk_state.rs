@@ -6,7 +6,7 @@ use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::helpers::generated::{
     bpf_sk_storage_delete, bpf_sk_storage_get, bpf_skc_to_mptcp_sock,
 };
-use mesh_common::SkState;
+use mesh_common::{SkState, sk_flags};
 
 use crate::config;
 use crate::maps::SK;
@@ -70,6 +70,19 @@ pub(crate) fn of_connection<'a>(
     } else {
         get(multipath)
     }
+}
+
+/// What is known of the connection that a socket's own state is of.
+#[inline(always)]
+pub(crate) fn whole<'a>(sk: *mut bpf_sock, state: &'a mut SkState) -> Option<&'a mut SkState> {
+    if state.flags & sk_flags::SUBFLOW == 0 {
+        return Some(state);
+    }
+    let multipath = multipath(sk);
+    if multipath.is_null() {
+        return None;
+    }
+    get(multipath)
 }
 
 /// Forgets the socket.

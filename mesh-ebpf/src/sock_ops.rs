@@ -91,7 +91,7 @@ fn connecting(ctx: &SockOpsContext) {
             stored.is_ok() as u32
         );
     }
-    if let Some(connection) = sk_state::of_connection(sk, sk_state::multipath(sk)) {
+    if let Some(connection) = sk_state::whole(sk, state) {
         connection.flags |= sk_flags::STARTED;
         let flags = ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG;
         // Without the callback the reservation is given back by sock_release.
@@ -102,9 +102,12 @@ fn connecting(ctx: &SockOpsContext) {
 /// Subflows of multipath connections are left alone.
 #[inline(always)]
 fn connected(ctx: &SockOpsContext) {
+    if !accelerate::is_on() {
+        return;
+    }
     let Some(sk) = socket(ctx) else { return };
     if let Some(state) = sk_state::get(sk)
-        && sk_state::multipath(sk).is_null()
+        && state.flags & sk_flags::SUBFLOW == 0
     {
         accelerate::connected(ctx, sk, state);
     }
@@ -112,9 +115,10 @@ fn connected(ctx: &SockOpsContext) {
 
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) {
+    let Some(pod) = inbound::pod(ctx) else { return };
     let Some(sk) = socket(ctx) else { return };
     if sk_state::multipath(sk).is_null() {
-        let told = inbound::accepted(ctx, sk);
+        let told = inbound::accepted(ctx, sk, pod);
         accelerate::accepted(ctx, sk, told);
     }
 }
@@ -122,7 +126,8 @@ fn accepted(ctx: &SockOpsContext) {
 #[inline(always)]
 fn changed(ctx: &SockOpsContext) {
     let Some(sk) = socket(ctx) else { return };
-    let Some(connection) = sk_state::of_connection(sk, sk_state::multipath(sk)) else {
+    let Some(own) = sk_state::get(sk) else { return };
+    let Some(connection) = sk_state::whole(sk, own) else {
         return;
     };
     let (before, now) = (ctx.arg(0), ctx.arg(1));

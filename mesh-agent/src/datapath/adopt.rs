@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::net::SocketAddr;
 
-use mesh_common::{LbKind, Service, ServiceKey, Slot, SlotKey};
+use mesh_common::{Service, ServiceKey, Slot, SlotKey};
 
 use super::DatapathError;
 use super::backends::Backends;
@@ -64,8 +64,7 @@ pub(super) fn services(maps: &mut ServiceMaps) -> Result<Reconciler, DatapathErr
 
 /// Whether the kernel looks at a slot.
 fn belongs(key: &SlotKey, service: &Service) -> bool {
-    let read = key.slot < service.slots
-        || service.lb == LbKind::SourceAddress as u8 && key.slot >= SlotKey::of_pod(0);
+    let read = key.slot < service.slots || key.slot >= SlotKey::of_pod(0, 0);
     key.generation == service.generation && read
 }
 

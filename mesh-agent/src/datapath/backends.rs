@@ -196,7 +196,7 @@ impl Backends {
             backend_id: self.known.get(&slot.address)?.id,
             max_connections: slot.limits.max_connections,
             max_per_endpoint: slot.limits.max_per_endpoint,
-            pad: 0,
+            by_pod: slot.by_pod,
         })
     }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_common::{LbKind, OUTBOUND_PORT};
+use mesh_common::{LbKind, MAX_CHOICES, OUTBOUND_PORT, SlotKey};
 
 use crate::config::model::cluster::{Discovery, LbPolicy};
 use crate::config::model::listener::{FilterChain, FilterChainMatch, Listener, TcpProxy, Terminal};
@@ -33,10 +33,13 @@ pub enum Placement {
     Direct {
         /// How it picks.
         lb: LbKind,
+        /// Of [`LbKind::LeastConnections`]: among how many.
+        choices: u8,
         /// Among these; empty refuses.
         backends: Vec<Weighted>,
-        /// The cluster whose endpoint is chosen by the client's address.
-        by_source: Option<Arc<ClusterView>>,
+        /// Clusters whose endpoint is chosen by the client's address, with the number of their set
+        /// of slots, see [`mesh_common::SlotKey::of_pod`].
+        by_source: Vec<(u32, Arc<ClusterView>)>,
     },
     /// To the agent.
     Agent,
@@ -166,15 +169,8 @@ fn decide_tcp(proxy: &TcpProxy, view: &View) -> Decision {
             return Decision::agent(format!("cluster {}: {why}", cluster.config.name));
         }
     }
-    if proxy.hash_source_ip
-        && clusters.len() > 1
-        && let Some((cluster, _)) = clusters.iter().find(|(one, _)| is_by_hash(one))
-    {
-        // Which of the clusters it is, is drawn at random; a pod would have a slot of each.
-        return Decision::agent(format!(
-            "cluster {} by hash of the client's address is one of several",
-            cluster.config.name
-        ));
+    if clusters.len() > SlotKey::MAX_SET as usize && proxy.hash_source_ip {
+        return Decision::agent("more weighted clusters by hash than the kernel tells apart");
     }
     direct(view.id, &clusters, proxy.hash_source_ip)
 }
@@ -203,8 +199,9 @@ fn needs_agent(cluster: &ClusterView) -> Option<&'static str> {
         Some("lb_subset_config is set")
     } else if config.tcp_keepalive.is_some() {
         Some("tcp_keepalive is set")
-    } else if matches!(config.lb, LbPolicy::LeastRequest { choice_count, .. } if choice_count > 2) {
-        Some("LEAST_REQUEST with a choice_count above 2: the kernel looks at two endpoints")
+    } else if matches!(config.lb, LbPolicy::LeastRequest { choice_count, .. } if choice_count > u32::from(MAX_CHOICES))
+    {
+        Some("LEAST_REQUEST with a choice_count above 8: the kernel looks at no more endpoints")
     } else if breakers.max_pending_requests < breakers.max_connections.min(LIKELY_PENDING) {
         Some(
             "circuit_breakers.max_pending_requests is low: the kernel counts no connects in flight",
@@ -217,12 +214,21 @@ fn needs_agent(cluster: &ClusterView) -> Option<&'static str> {
 fn direct(view: ViewId, clusters: &[(&Arc<ClusterView>, f64)], hash_source_ip: bool) -> Decision {
     let total: f64 = clusters.iter().map(|(_, weight)| weight).sum();
     let mut backends = Vec::new();
-    for (cluster, weight) in clusters {
+    let mut by_source = Vec::new();
+    let several = clusters.len() > 1;
+    for (number, (cluster, weight)) in (1..).zip(clusters) {
+        let hashed = hash_source_ip && is_by_hash(cluster);
+        // Alone it needs no number: every slot of a pod is of it.
+        let set = if several { number } else { 0 };
+        if hashed {
+            by_source.push((set, Arc::clone(cluster)));
+        }
         backends.extend(
             slots::weights(view, cluster)
                 .into_iter()
                 .map(|backend| Weighted {
                     weight: backend.weight * weight / total,
+                    by_pod: if hashed { set } else { 0 },
                     ..backend
                 }),
         );
@@ -247,15 +253,23 @@ fn direct(view: ViewId, clusters: &[(&Arc<ClusterView>, f64)], hash_source_ip: b
             }
         },
         // Envoy draws the cluster at random, so the slots are drawn at random.
-        _ => (LbKind::Random, "plain tcp_proxy, weighted clusters"),
+        _ if by_source.is_empty() => (LbKind::Random, "plain tcp_proxy, weighted clusters"),
+        _ => (
+            LbKind::Random,
+            "plain tcp_proxy, weighted clusters, then by hash of the client's address",
+        ),
     };
-    let by_source = match clusters {
-        [(cluster, _)] if lb == LbKind::SourceAddress => Some(Arc::clone(cluster)),
-        _ => None,
+    let choices = match clusters {
+        [(cluster, _)] => match cluster.config.lb {
+            LbPolicy::LeastRequest { choice_count, .. } => choice_count as u8,
+            _ => 0,
+        },
+        _ => 0,
     };
     Decision {
         placement: Placement::Direct {
             lb,
+            choices,
             backends,
             by_source,
         },

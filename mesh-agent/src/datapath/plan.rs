@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mesh_common::{Addr, LbKind, Service, ServiceFlags, ServiceKey, SlotKey, TCP, Verdict};
+use mesh_common::{Addr, LbKind, Service, ServiceFlags, ServiceKey, TCP, Verdict};
 
 use crate::config::model::Name;
 use crate::config::model::listener::Listener;
@@ -59,7 +59,9 @@ pub struct ServicePlan {
     pub lb: LbKind,
     /// Backends in slot order.
     pub slots: Vec<PlannedSlot>,
-    /// Slots of single pods, by number, where the client's address decides.
+    /// Of [`LbKind::LeastConnections`]: among how many; otherwise 0.
+    pub choices: u8,
+    /// Slots of single pods, by [`SlotKey::of_pod`], where the client's address decides.
     pub by_pod: BTreeMap<u32, PlannedSlot>,
     /// Without the agent, connections go on without it instead of being refused.
     pub fail_open: bool,
@@ -74,15 +76,14 @@ pub struct PlannedSlot {
     pub address: SocketAddr,
     /// How many may.
     pub limits: Limits,
+    /// Not 0: the pod's own slot in the set of this number goes before it.
+    pub by_pod: u32,
 }
 
 impl ServicePlan {
     /// All slots with their numbers in the kernel.
     pub(super) fn numbered(&self) -> impl Iterator<Item = (u32, PlannedSlot)> {
-        let by_pod = self
-            .by_pod
-            .iter()
-            .map(|(pod, slot)| (SlotKey::of_pod(*pod), *slot));
+        let by_pod = self.by_pod.iter().map(|(number, slot)| (*number, *slot));
         (0..).zip(self.slots.iter().copied()).chain(by_pod)
     }
 
@@ -98,6 +99,7 @@ impl ServicePlan {
                 _ => Verdict::Deny,
             },
             lb: LbKind::RoundRobin,
+            choices: 0,
             slots,
             by_pod: BTreeMap::new(),
             fail_open: service.flags & ServiceFlags::FAIL_OPEN != 0,
@@ -242,16 +244,18 @@ impl Plan {
             port: address.port(),
             proto: TCP as u16,
         };
-        let mut by_pod = BTreeMap::new();
+        let (mut by_pod, mut choices) = (BTreeMap::new(), 0);
         let (verdict, lb, backends) = match decision.placement {
             Placement::Pass => (Verdict::Pass, LbKind::RoundRobin, Vec::new()),
             Placement::Direct {
                 lb,
+                choices: among,
                 backends,
                 by_source,
             } => {
-                if let Some(cluster) = by_source {
-                    by_pod = sources::slots(view.id, &cluster, address, sources);
+                choices = among;
+                for (set, cluster) in by_source {
+                    by_pod.extend(sources::slots(view.id, (&cluster, set), address, sources));
                 }
                 (Verdict::Direct, lb, backends)
             }
@@ -267,6 +271,7 @@ impl Plan {
             .map(|index| PlannedSlot {
                 address: reachable[index].address,
                 limits: reachable[index].limits,
+                by_pod: reachable[index].by_pod,
             })
             .collect();
         let (verdict, why) = if foreign.is_empty() {
@@ -281,6 +286,7 @@ impl Plan {
                 name,
                 verdict,
                 lb,
+                choices,
                 slots,
                 by_pod: if verdict == Verdict::Direct {
                     by_pod

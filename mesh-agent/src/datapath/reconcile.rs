@@ -91,6 +91,7 @@ impl Reconciler {
                         // Nobody knows any more.
                         close_on_removal: false,
                     },
+                    by_pod: slot.by_pod,
                 })
                 .collect();
             reconciler.backends.keep(&planned);
@@ -242,7 +243,7 @@ impl Reconciler {
             } else {
                 0
             },
-            pad: 0,
+            choices: wanted.choices,
         };
         if let Err(error) = sink.put_service(key, service) {
             let written = if flip { &slots[..] } else { &[] };

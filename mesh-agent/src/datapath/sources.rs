@@ -8,6 +8,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
+use mesh_common::SlotKey;
+
 use crate::balance::hash::source_ip;
 use crate::config::model::listener::{Listener, Terminal};
 use crate::snapshot::slots::Limits;
@@ -64,10 +66,11 @@ pub(super) fn matter(listener: &Listener) -> bool {
         .any(|chain| matches!(&chain.terminal, Terminal::Tcp(proxy) if proxy.hash_source_ip))
 }
 
-/// The slot of each pod that dials an address, by the pod's number.
+/// The slot of each pod that dials an address, by its number in the kernel; of a cluster, and of the
+/// set that it has among several.
 pub(super) fn slots(
     view: ViewId,
-    cluster: &ClusterView,
+    (cluster, set): (&ClusterView, u32),
     dialled: SocketAddr,
     sources: &[Source],
 ) -> BTreeMap<u32, PlannedSlot> {
@@ -86,8 +89,9 @@ pub(super) fn slots(
             let slot = PlannedSlot {
                 address: host.address,
                 limits,
+                by_pod: 0,
             };
-            Some((source.pod_id, slot))
+            Some((SlotKey::of_pod(source.pod_id, set), slot))
         })
         .collect()
 }

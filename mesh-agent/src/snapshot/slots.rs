@@ -16,6 +16,8 @@ pub struct Weighted {
     pub weight: f64,
     /// What its cluster allows.
     pub limits: Limits,
+    /// Not 0: its cluster chooses by the client's address, in this set of pods' slots.
+    pub by_pod: u32,
 }
 
 /// How many connections of a cluster may be open at once, over all addresses it stands behind.
@@ -57,6 +59,7 @@ pub fn weights(view: ViewId, cluster: &ClusterView) -> Vec<Weighted> {
             address: host.address,
             weight,
             limits,
+            by_pod: 0,
         })
         .collect()
 }

@@ -174,7 +174,7 @@ impl Node {
                 backend_id,
                 max_connections,
                 max_per_endpoint,
-                pad: 0,
+                by_pod: 0,
             };
             self.insert(
                 "SLOTS",
@@ -199,7 +199,7 @@ impl Node {
             verdict: verdict as u8,
             lb: LbKind::RoundRobin as u8,
             flags: 0,
-            pad: 0,
+            choices: 0,
         };
         self.insert("SVC", key, value)?;
         Ok(svc_id)

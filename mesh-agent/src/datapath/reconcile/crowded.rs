@@ -120,6 +120,7 @@ fn to_agent() -> ServicePlan {
         name: "(the rest)".into(),
         verdict: Verdict::Agent,
         lb: LbKind::RoundRobin,
+        choices: 0,
         slots: Vec::new(),
         by_pod: std::collections::BTreeMap::new(),
         fail_open: false,

@@ -153,12 +153,14 @@ fn plan(services: &[(u16, &[u16])]) -> Plan {
                 .map(|port| PlannedSlot {
                     address: ([10, 0, 0, 2], *port).into(),
                     limits: LIMITS,
+                    by_pod: 0,
                 })
                 .collect();
             let service = ServicePlan {
                 name: "s".into(),
                 verdict: Verdict::Direct,
                 lb: LbKind::RoundRobin,
+                choices: 0,
                 slots,
                 by_pod: BTreeMap::new(),
                 fail_open: false,
@@ -288,8 +290,9 @@ fn a_pods_own_slot_goes_with_its_generation() {
             let slot = PlannedSlot {
                 address: ([10, 0, 0, 2], *port).into(),
                 limits: LIMITS,
+                by_pod: 0,
             };
-            service.by_pod.insert(pod, slot);
+            service.by_pod.insert(SlotKey::of_pod(pod, 0), slot);
         }
         wanted
     };
@@ -298,7 +301,7 @@ fn a_pods_own_slot_goes_with_its_generation() {
             SlotKey {
                 svc_id: 1,
                 generation: kernel.services[&key(1)].generation,
-                slot: SlotKey::of_pod(0),
+                slot: SlotKey::of_pod(0, 0),
             }..,
         );
         slots
