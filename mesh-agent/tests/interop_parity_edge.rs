@@ -11,6 +11,7 @@ use anyhow::{Result, ensure};
 use filters::{all_same, envoy};
 use mesh_testbed::needs_root;
 use mesh_testbed::oracle::{Compared, Oracle, SeenBody, Setup};
+use mesh_testbed::wire::End;
 use serde_json::{Value, json};
 
 fn to_all(cluster: &str) -> Value {
@@ -227,7 +228,14 @@ fn connect_is_served_as_by_envoy() -> Result<()> {
     for way in ["ends", "off", "dead", "bare", "none"] {
         let head = format!("CONNECT h:80 HTTP/1.1\r\nHost: h:80\r\nx-way: {way}\r\n\r\n");
         let inner = "GET /inside HTTP/1.1\r\nHost: inside\r\n\r\n";
-        compared.push(oracle.say(&[head.as_bytes(), inner.as_bytes()], &["CONNECT", "GET"])?);
+        let mut said = oracle.say(&[head.as_bytes(), inner.as_bytes()], &["CONNECT", "GET"])?;
+        // Which of the two depends on whether the second part had come when it was closed.
+        for seen in [&mut said.envoy, &mut said.agent] {
+            if seen.end == End::Reset {
+                seen.end = End::Closed;
+            }
+        }
+        compared.push(said);
     }
     for reply in [
         "HTTP/1.1 200 OK\r\nx-proxy: y\r\n\r\nbytes",

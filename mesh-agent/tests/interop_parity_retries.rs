@@ -207,7 +207,7 @@ fn headers_steer_retries_as_in_envoy() -> Result<()> {
         (
             "/policy",
             "a",
-            policy("gateway-error", json!({ "per_try_timeout": "0.15s" })),
+            policy("gateway-error", json!({ "per_try_timeout": "0.4s" })),
         ),
     ];
     let trusted = "x-forwarded-for: 10.1.2.3\r\n";
@@ -226,9 +226,9 @@ fn headers_steer_retries_as_in_envoy() -> Result<()> {
                 "x-echo-status: 418,200\r\nx-envoy-retry-on: retriable-status-codes\r\nx-envoy-retriable-status-codes: 418, 419\r\n",
                 "x-echo-header: x-again=1,a=b\r\nx-envoy-retry-on: retriable-headers\r\nx-envoy-retriable-header-names: x-again\r\n",
                 "x-echo-header: grpc-status=14,a=b\r\nx-envoy-retry-grpc-on: unavailable\r\n",
-                "x-echo-delay-ms: 300\r\nx-envoy-upstream-rq-timeout-ms: 100\r\n",
-                "x-echo-delay-ms: 300\r\nx-envoy-upstream-rq-timeout-ms: 100\r\nx-envoy-upstream-rq-timeout-alt-response: 1\r\n",
-                "x-echo-delay-ms: 600,0\r\nx-envoy-upstream-rq-per-try-timeout-ms: 100\r\nx-envoy-retry-on: 5xx\r\n",
+                "x-echo-delay-ms: 800\r\nx-envoy-upstream-rq-timeout-ms: 100\r\n",
+                "x-echo-delay-ms: 800\r\nx-envoy-upstream-rq-timeout-ms: 100\r\nx-envoy-upstream-rq-timeout-alt-response: 1\r\n",
+                "x-echo-delay-ms: 900,0\r\nx-envoy-upstream-rq-per-try-timeout-ms: 400\r\nx-envoy-retry-on: 5xx\r\n",
                 "x-echo-delay-ms: 50\r\nx-envoy-upstream-rq-timeout-ms: 0\r\n",
             ] {
                 requests.push(get(path, &format!("{who}{headers}")));
